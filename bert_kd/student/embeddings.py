@@ -1,0 +1,155 @@
+"""Start values of the student's embedding: random, word vectors from a file, or the teacher's token
+vectors by PCA.
+"""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO, cast
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import safe_open
+from tokenizers import Tokenizer
+
+from bert_kd.config import EmbeddingConfig
+from bert_kd.errors import StudentError
+from bert_kd.student.vocabulary import PREFIX, SPECIAL
+
+Vectors = npt.NDArray[np.float32]
+
+SPREAD = 0.1
+"""Standard deviation of the start values, alike for all starts, so that one learning rate suits
+them.
+"""
+
+_NAMES = ("word_embeddings.weight", "embed_tokens.weight", "tok_embeddings.weight", "wte.weight")
+
+
+@dataclass(frozen=True)
+class Start:
+    """Start values [vocabulary, size] and how many entries found a vector."""
+
+    vectors: Vectors
+    found: int
+
+
+def start_vectors(
+    config: EmbeddingConfig, tokenizer: Tokenizer, teacher: Path | None, seed: int
+) -> Start | None:
+    """Return start values for the tokenizer's entries, or None for a random start.
+
+    `teacher` is the teacher's model folder; only its embedding matrix is read, the model is never
+    loaded. Raises StudentError where the source is missing or does not fit.
+    """
+    if config.start == "random":
+        return None
+    vocabulary = tokenizer.get_vocab()
+    generator = np.random.default_rng(seed)
+    vectors = generator.normal(0.0, 1.0, (len(vocabulary), config.size)).astype(np.float32)
+    if config.start == "file":
+        assert config.file is not None  # the configuration was checked for it
+        found = _read_word_vectors(config.file, vocabulary, config.size)
+    else:
+        found = _reduced(_teacher_vectors(vocabulary, teacher), config.size, generator)
+    if found:
+        rows = np.fromiter(found.keys(), dtype=np.int64)
+        values = np.stack(list(found.values()))
+        vectors[rows] = (values - values.mean(axis=0)) / max(float(values.std()), 1e-6)
+    vectors *= SPREAD
+    vectors[vocabulary[SPECIAL[0]]] = 0.0
+    return Start(vectors, len(found))
+
+
+def _teacher_vectors(vocabulary: dict[str, int], teacher: Path | None) -> dict[int, Vectors]:
+    """Return for each entry the mean of the teacher's token vectors of its pieces."""
+    remedy = 'set embedding.start = "random"'
+    if teacher is None or not (teacher / "tokenizer.json").exists():
+        raise StudentError(f"there is no teacher folder to take token vectors from: {remedy}")
+    matrix = _embedding_matrix(teacher, remedy)  # [teacher's vocabulary, hidden]
+    own = Tokenizer.from_file(str(teacher / "tokenizer.json"))
+    own.no_truncation()
+    own.no_padding()
+    known = own.get_vocab()
+    unknown = {known[token] for token in ("[UNK]", "<unk>") if token in known}
+    found = {}
+    for token, row in vocabulary.items():
+        if token in SPECIAL:
+            continue
+        if token in known:
+            pieces = [known[token]]
+        else:
+            pieces = own.encode(token.removeprefix(PREFIX), add_special_tokens=False).ids
+        pieces = [piece for piece in pieces if piece not in unknown]
+        if pieces:
+            found[row] = matrix[pieces].mean(axis=0)
+    return found
+
+
+def _embedding_matrix(teacher: Path, remedy: str) -> Vectors:
+    for file in sorted(teacher.glob("*.safetensors")):
+        with safe_open(file, framework="np") as tensors:
+            for name in tensors.keys():
+                if name.endswith(_NAMES):
+                    return cast(Vectors, tensors.get_tensor(name).astype(np.float32))
+    raise StudentError(f"{teacher} holds no token embedding in safetensors: {remedy}")
+
+
+def _reduced(
+    found: dict[int, Vectors], size: int, generator: np.random.Generator
+) -> dict[int, Vectors]:
+    """Return the vectors on their `size` first principal axes; where they have fewer, noise fills
+    the rest.
+    """
+    if not found:
+        return found
+    values = np.stack(list(found.values()))
+    values = values - values.mean(axis=0)
+    _, axes = np.linalg.eigh(values.T @ values)  # rising eigenvalues
+    reduced = values @ axes[:, ::-1][:, :size]
+    if reduced.shape[1] < size:
+        noise = generator.normal(0.0, reduced.std(), (len(reduced), size - reduced.shape[1]))
+        reduced = np.concatenate([reduced, noise], axis=1)
+    return dict(zip(found.keys(), reduced.astype(np.float32), strict=True))
+
+
+def _read_word_vectors(path: Path, vocabulary: dict[str, int], size: int) -> dict[int, Vectors]:
+    """Read `word v1 v2 …` lines for the words of the vocabulary; a first line `count size` is
+    skipped.
+    """
+    if not path.exists():
+        raise StudentError(f"the word vectors {path} do not exist: check students.embedding.file")
+    found: dict[int, Vectors] = {}
+    for number, line in enumerate(_lines(path), start=1):
+        # From the right, as some files hold words with spaces in them.
+        parts = line.rstrip().split(" ")
+        if number == 1 and len(parts) == 2 and all(part.isdecimal() for part in parts):
+            continue
+        word, values = " ".join(parts[:-size]), parts[-size:]
+        if not word or len(parts) < size + 1 or (number < 3 and len(parts) != size + 1):
+            raise StudentError(
+                f"{path}, line {number}: {len(parts) - 1} values, but students.embedding.size is "
+                f"{size}: set it to the file's"
+            )
+        row = vocabulary.get(word, vocabulary.get(word.lower()))
+        if row is not None and (row not in found or word in vocabulary):
+            try:
+                found[row] = np.array(values, dtype=np.float32)
+            except ValueError:
+                raise StudentError(f"{path}, line {number}: a value is not a number") from None
+    if not found:
+        raise StudentError(f"{path} has a vector for none of the {len(vocabulary)} entries")
+    return found
+
+
+def _lines(path: Path) -> Iterator[str]:
+    opened = (
+        gzip.open(path, "rt", encoding="utf-8", errors="replace")
+        if path.suffix == ".gz"
+        else path.open(encoding="utf-8", errors="replace")
+    )
+    with cast(TextIO, opened) as file:
+        yield from file

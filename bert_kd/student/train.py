@@ -1,0 +1,370 @@
+"""The student's training loop, to be read from top to bottom.
+
+Reads token ids, gold labels and cached teacher logits; writes checkpoints, a history and the best
+student. The teacher is never loaded. A run that was killed goes on from its last checkpoint and
+ends with the same weights.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from sklearn.metrics import accuracy_score, f1_score
+from torch import Tensor
+
+from bert_kd.config import StudentConfig, TrainingConfig
+from bert_kd.data.batches import Ints, Tokens, bucketed_batches, sorted_batches
+from bert_kd.progress import progress, say
+from bert_kd.store import to_json, write_json, write_text, writing
+from bert_kd.student.losses import NO_LABEL, DistillationLoss
+from bert_kd.student.model import BiLSTM
+
+CHECKPOINT, HISTORY, METRICS = "checkpoint.safetensors", "history.jsonl", "metrics.json"
+EVALUATION_TOKENS = 16_384
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Rows ready for the student: token ids (of both sides of a pair), gold labels (−1: none),
+    teacher answers.
+    """
+
+    tokens: Tokens
+    tokens_b: Tokens | None
+    labels: Ints  # [rows]
+    logits: npt.NDArray[np.float32] | None = None  # [rows, classes]
+    features: npt.NDArray[np.float16] | None = None  # [rows, teacher's hidden size]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def lengths(self) -> Ints:
+        """What a row costs in tokens: the longer side of a pair."""
+        if self.tokens_b is None:
+            return self.tokens.lengths
+        return np.maximum(self.tokens.lengths, self.tokens_b.lengths)
+
+
+@dataclass
+class State:
+    """All that a checkpoint holds besides tensors; with them it fixes the rest of the run."""
+
+    epoch: int = 0
+    step: int = 0  # batches of this epoch that are done
+    best: float = -math.inf
+    best_nll: float = math.inf
+    best_epoch: int = -1
+    seconds: float = 0.0
+    sums: tuple[float, ...] = (
+        0.0,
+        0.0,
+        0.0,
+        0.0,
+    )  # total, hard, soft, feature over this epoch's batches
+    history: tuple[dict[str, Any], ...] = ()
+
+
+def train(
+    config: StudentConfig,
+    model: BiLSTM,
+    examples: Examples,
+    validation: Examples,
+    folder: Path,
+    *,
+    seed: int,
+    name: str,
+) -> dict[str, Any]:
+    """Train `model` in place, leave the best epoch's weights in it, and return the metrics of that
+    epoch.
+
+    `folder` takes `checkpoint.safetensors`, `history.jsonl` and `metrics.json`; a checkpoint that
+    lies there is resumed. The same seed on the same machine gives the same weights, interrupted or
+    not.
+    """
+    settings = config.training
+    accelerator = Accelerator(mixed_precision=_precision(settings.precision))
+    teacher_size = 0 if examples.features is None else examples.features.shape[1]
+    torch.manual_seed(seed)
+    objective = DistillationLoss(config.loss, model.shape.pooled, teacher_size)
+    model.embedding.weight.requires_grad_(not config.embedding.freeze)
+    learning = [p for p in (*model.parameters(), *objective.parameters()) if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        learning, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+    )
+    batches_per_epoch = math.ceil(len(examples) / settings.batch_size)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, _schedule(settings, settings.epochs * batches_per_epoch)
+    )
+    model, objective, optimizer = accelerator.prepare(model, objective, optimizer)
+    averaged = deepcopy(model).requires_grad_(False) if settings.ema else None
+    best = deepcopy(model).requires_grad_(False)  # the weights of the best epoch so far
+
+    run = _Run(folder, accelerator, model, objective, averaged, best, optimizer, schedule)
+    state = run.resume()
+    if state.step or state.epoch:
+        say(f"{name}: goes on in epoch {state.epoch + 1} after batch {state.step}")
+
+    lengths = examples.lengths
+    started, last_saved = time.monotonic() - state.seconds, time.monotonic()
+    total = settings.epochs * len(examples)
+    done = state.epoch * len(examples) + state.step * settings.batch_size
+    with progress(name, total, "examples", done=done) as advance:
+        while state.epoch < settings.epochs:
+            model.train()
+            shuffled = np.random.default_rng([seed, state.epoch])
+            batches = bucketed_batches(lengths, settings.batch_size, shuffled)
+            for rows in batches[state.step :]:
+                ids, batch_lengths, ids_b, lengths_b, labels, logits, features = _batch(
+                    examples, rows, accelerator.device
+                )
+                with accelerator.autocast():
+                    output = model(ids, batch_lengths, ids_b, lengths_b)
+                losses = objective(
+                    output.logits.float(), output.pooled.float(), labels, logits, features
+                )
+                optimizer.zero_grad()
+                accelerator.backward(losses.total)
+                if settings.clip:
+                    accelerator.clip_grad_norm_(learning, settings.clip)
+                optimizer.step()
+                schedule.step()
+                if averaged is not None:
+                    _follow(averaged, model, settings.ema, state.epoch * len(batches) + state.step)
+
+                state.step += 1
+                state.sums = tuple(
+                    total + float(loss) for total, loss in zip(state.sums, losses, strict=True)
+                )
+                advance(len(rows))
+                if time.monotonic() - last_saved > settings.checkpoint_seconds:
+                    state.seconds = time.monotonic() - started
+                    run.save(state)
+                    last_saved = time.monotonic()
+
+            judged = averaged if averaged is not None else model
+            measured = evaluate(judged, validation)
+            value = -measured["nll"] if settings.metric == "nll" else measured[settings.metric]
+            # Accuracy often ties on a small validation split; the likelihood then decides.
+            if (value, -measured["nll"]) > (state.best, -state.best_nll):
+                state.best, state.best_nll = value, measured["nll"]
+                state.best_epoch = state.epoch
+                best.load_state_dict(judged.state_dict())
+            means = [value / len(batches) for value in state.sums]
+            state.seconds = time.monotonic() - started
+            row = {
+                "epoch": state.epoch + 1,
+                **dict(zip(("loss", "hard", "soft", "feature"), means, strict=True)),
+                **{f"validation_{key}": value for key, value in measured.items()},
+                "learning_rate": schedule.get_last_lr()[0],
+                "seconds": state.seconds,
+            }
+            state.history = (*state.history, row)
+            state.epoch, state.step, state.sums = state.epoch + 1, 0, (0.0, 0.0, 0.0, 0.0)
+            run.save(state)
+            last_saved = time.monotonic()
+            advance(0, f"epoch {state.epoch}, {settings.metric} {abs(value):.4f}")
+            if settings.patience and state.epoch - 1 - state.best_epoch >= settings.patience:
+                break
+
+    model.load_state_dict(best.state_dict())
+    model.eval()
+    chosen = state.history[state.best_epoch]
+    metrics = {
+        "best_epoch": state.best_epoch + 1,
+        "epochs": state.epoch,
+        "seconds": state.seconds,
+        "examples": len(examples),
+        **{key: value for key, value in chosen.items() if key.startswith("validation_")},
+    }
+    write_json(folder / METRICS, metrics)
+    return metrics
+
+
+def predict(model: BiLSTM, examples: Examples) -> npt.NDArray[np.float32]:
+    """Return the logits [rows, classes] of all examples, in their order."""
+    device = next(model.parameters()).device
+    model.eval()
+    logits = np.zeros((len(examples), model.shape.classes), dtype=np.float32)
+    with torch.inference_mode():
+        for rows in sorted_batches(examples.lengths, EVALUATION_TOKENS):
+            ids, lengths, ids_b, lengths_b, *_ = _batch(examples, rows, device)
+            logits[rows] = model(ids, lengths, ids_b, lengths_b).logits.float().cpu().numpy()
+    return logits
+
+
+def evaluate(model: BiLSTM, examples: Examples) -> dict[str, float]:
+    """Return accuracy, macro-F1 and negative log-likelihood (nats a row) on gold labels."""
+    logits = predict(model, examples)
+    labelled = examples.labels != NO_LABEL
+    gold, logits = examples.labels[labelled], logits[labelled]
+    answers = logits.argmax(axis=1)
+    log_probabilities = torch.log_softmax(torch.from_numpy(logits).double(), dim=-1).numpy()
+    return {
+        "accuracy": float(accuracy_score(gold, answers)),
+        "macro_f1": float(f1_score(gold, answers, average="macro", zero_division=0.0)),
+        "nll": float(-log_probabilities[np.arange(len(gold)), gold].mean()),
+    }
+
+
+def _batch(
+    examples: Examples, rows: Ints, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor, Tensor | None, Tensor | None]:
+    """Return ids, lengths (kept on the CPU), both again for a second text, labels, teacher logits
+    and features.
+    """
+    ids, lengths = examples.tokens.padded(rows)
+    ids_b = lengths_b = None
+    if examples.tokens_b is not None:
+        other, other_lengths = examples.tokens_b.padded(rows)
+        ids_b = torch.from_numpy(other).to(device)
+        lengths_b = torch.from_numpy(other_lengths)
+    logits = features = None
+    if examples.logits is not None:
+        logits = torch.from_numpy(examples.logits[rows]).to(device)
+    if examples.features is not None:
+        features = torch.from_numpy(examples.features[rows].astype(np.float32)).to(device)
+    return (
+        torch.from_numpy(ids).to(device),
+        torch.from_numpy(lengths),
+        ids_b,
+        lengths_b,
+        torch.from_numpy(examples.labels[rows]).to(device),
+        logits,
+        features,
+    )
+
+
+def _precision(asked: str) -> str:
+    """Return accelerate's word for the precision; `auto` is bf16 on a GPU that has it."""
+    if asked == "auto":
+        on_gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        return "bf16" if on_gpu else "no"
+    return "no" if asked == "fp32" else asked
+
+
+def _schedule(settings: TrainingConfig, steps: int) -> Any:
+    """Return the factor on the learning rate at a step: a linear rise, then cosine, linear or
+    constant.
+    """
+    rising = max(int(settings.warmup * steps), 1)
+
+    def factor(step: int) -> float:
+        if step < rising:
+            return (step + 1) / rising
+        if settings.schedule == "constant":
+            return 1.0
+        share = min((step - rising) / max(steps - rising, 1), 1.0)
+        return (
+            1.0 - share if settings.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * share))
+        )
+
+    return factor
+
+
+@torch.no_grad()
+def _follow(averaged: BiLSTM, model: BiLSTM, decay: float, step: int) -> None:
+    """Move the averaged weights towards the model's; early steps count more, so that the start is
+    forgotten.
+    """
+    decay = min(decay, (1 + step) / (10 + step))
+    for slow, fast in zip(averaged.parameters(), model.parameters(), strict=True):
+        slow.lerp_(fast, 1 - decay)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What a checkpoint saves and restores, as one safetensors file written whole or not at all."""
+
+    folder: Path
+    accelerator: Accelerator
+    model: BiLSTM
+    objective: DistillationLoss
+    averaged: BiLSTM | None
+    best: BiLSTM
+    optimizer: Any
+    schedule: Any
+
+    def save(self, state: State) -> None:
+        """Write the checkpoint and the history."""
+        tensors = {f"model.{key}": value for key, value in self.model.state_dict().items()}
+        tensors |= {f"best.{key}": value for key, value in self.best.state_dict().items()}
+        tensors |= {f"objective.{key}": value for key, value in self.objective.state_dict().items()}
+        if self.averaged is not None:
+            tensors |= {f"ema.{key}": value for key, value in self.averaged.state_dict().items()}
+        for index, values in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{key}": value for key, value in values.items()}
+        tensors["rng.cpu"] = torch.get_rng_state()
+        if self.accelerator.device.type == "cuda":
+            tensors["rng.cuda"] = torch.cuda.get_rng_state()
+        scaler = self.accelerator.scaler
+        facts = {
+            "state": vars(state),
+            "schedule": self.schedule.last_epoch,
+            "scaler": scaler.state_dict() if scaler is not None else None,
+        }
+        with writing(self.folder / CHECKPOINT) as aside:
+            contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+            save_file(contiguous, aside, metadata={"facts": json.dumps(facts)})
+        lines = [json.dumps(json.loads(to_json(row))) + "\n" for row in state.history]
+        write_text(self.folder / HISTORY, "".join(lines))
+
+    def resume(self) -> State:
+        """Restore the checkpoint of this folder and return its state, or a fresh state where there
+        is none.
+        """
+        path = self.folder / CHECKPOINT
+        if not path.exists():
+            return State()
+        try:
+            with safe_open(path, framework="pt") as file:
+                facts = json.loads(file.metadata()["facts"])
+                tensors = {key: file.get_tensor(key) for key in file.keys()}
+        except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+            path.rename(path.with_suffix(".damaged"))
+            say(f"{path} is damaged ({error}) and was set aside: training starts again")
+            return State()
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {
+                key.removeprefix(prefix): value
+                for key, value in tensors.items()
+                if key.startswith(prefix)
+            }
+
+        self.model.load_state_dict(part("model."))
+        self.best.load_state_dict(part("best."))
+        self.objective.load_state_dict(part("objective."))
+        if self.averaged is not None:
+            self.averaged.load_state_dict(part("ema."))
+        whole = self.optimizer.state_dict()
+        for key, value in part("optimizer.").items():
+            index, name = key.split(".", 1)
+            whole["state"].setdefault(int(index), {})[name] = value
+        self.schedule.last_epoch = facts["schedule"]
+        factors = [function(facts["schedule"]) for function in self.schedule.lr_lambdas]
+        for group, base, factor in zip(
+            whole["param_groups"], self.schedule.base_lrs, factors, strict=True
+        ):
+            group["lr"] = base * factor
+        self.schedule._last_lr = [group["lr"] for group in whole["param_groups"]]
+        self.optimizer.load_state_dict(whole)
+        if self.accelerator.scaler is not None and facts["scaler"]:
+            self.accelerator.scaler.load_state_dict(facts["scaler"])
+        torch.set_rng_state(tensors["rng.cpu"])
+        if "rng.cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["rng.cuda"])
+        state = facts["state"]
+        return State(**state | {"history": tuple(state["history"]), "sums": tuple(state["sums"])})

@@ -1,0 +1,147 @@
+"""The student's tokenizer: the teacher's WordPiece pruned to what occurs, whole words, or trained
+byte-pair encoding.
+
+All three are plain `tokenizers` tokenizers without special tokens around a text (a BiLSTM has no
+use for them), with `[PAD]` at 0 and `[UNK]` at 1. Text is normalised so that typed and tokenised
+writing meet: "don't" and "do n't", curly and straight quotes are the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+from bert_kd.config import VocabularyConfig
+from bert_kd.errors import StudentError
+
+PADDING, UNKNOWN = "[PAD]", "[UNK]"
+SPECIAL = (PADDING, UNKNOWN)
+PREFIX = "##"
+ASCII = tuple(chr(code) for code in range(33, 127))
+
+# Whitespace before a clitic, as Penn-Treebank tokenisation leaves it: "do n't", "it 's".
+_BEFORE_CLITIC = r"(?i)(?<=\w)\s+(?=(?:n't|'(?:s|re|ve|ll|d|m))\b)"
+# A word, a clitic or one other character: "don't" gives "do", "n't", as in most word-vector files.
+_WORD = r"n't\b|'(?:s|re|ve|ll|d|m)\b|\w+?(?=n't\b)|\w+|[^\w\s]"
+
+
+def unify() -> list[normalizers.Normalizer]:
+    """Return the normalisers that make typed and Penn-Treebank-tokenised English meet."""
+    return [
+        normalizers.Replace(Regex("[‘’`´]{2}|''|[“”„]"), '"'),
+        normalizers.Replace(Regex("[‘’`´]"), "'"),
+        normalizers.Replace(Regex(_BEFORE_CLITIC), ""),
+    ]
+
+
+def build_tokenizer(
+    config: VocabularyConfig, texts: Iterable[str], teacher: Path | None = None
+) -> Tokenizer:
+    """Return a tokenizer for `texts`; `teacher` is the teacher's `tokenizer.json`, which
+    `wordpiece` prunes.
+
+    Raises StudentError where the teacher has no WordPiece tokenizer.
+    """
+    if config.kind == "wordpiece":
+        tokenizer = _pruned_wordpiece(config, texts, _read_wordpiece(teacher))
+    else:
+        tokenizer = _trained(config, texts)
+    tokenizer.enable_truncation(config.max_length)
+    return tokenizer
+
+
+def _read_wordpiece(path: Path | None) -> Tokenizer:
+    remedy = 'set vocabulary.kind = "words" or "bpe"'
+    if path is None or not path.exists():
+        raise StudentError(
+            f"the teacher's tokenizer.json is not there ({path}), so its WordPiece cannot be "
+            f"pruned: {remedy}"
+        )
+    tokenizer = Tokenizer.from_file(str(path))
+    kind = json.loads(tokenizer.to_str())["model"]["type"]
+    if kind != "WordPiece":
+        raise StudentError(f"the teacher's tokenizer is {kind}, not WordPiece: {remedy}")
+    return tokenizer
+
+
+def _pruned_wordpiece(config: VocabularyConfig, texts: Iterable[str], full: Tokenizer) -> Tokenizer:
+    """Return the teacher's WordPiece with the pieces that occur, most frequent first, and single
+    characters.
+    """
+    given = full.normalizer
+    full.normalizer = normalizers.Sequence([*unify(), *([given] if given else [])])
+    full.no_truncation()
+    full.no_padding()
+    full.post_processor = None
+
+    counts: Counter[str] = Counter()
+    for chunk in _chunks(texts):
+        for encoding in full.encode_batch_fast(chunk, add_special_tokens=False):
+            counts.update(encoding.tokens)
+    known = full.get_vocab()
+    specials = {token for token in known if token.startswith("[") and token.endswith("]")}
+    occurring = [
+        piece
+        for piece, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        if count >= config.minimum_count and piece not in specials
+    ]
+    # With every character at hand, a word that was never seen is spelled rather than lost.
+    characters = {char for piece in occurring for char in piece.removeprefix(PREFIX)} | set(ASCII)
+    spelled = [
+        piece
+        for char in sorted(characters)
+        for piece in (char, PREFIX + char)
+        if piece in known and piece not in specials
+    ]
+    room = max(config.size - len(SPECIAL) - len(spelled), 0)
+    kept = [piece for piece in occurring if piece not in set(spelled)][:room]
+    # By falling frequency, so that what is looked up most lies together in memory.
+    pieces = sorted(kept + spelled, key=lambda piece: (-counts[piece], piece))
+
+    vocabulary = {piece: index for index, piece in enumerate([*SPECIAL, *pieces])}
+    longest = json.loads(full.to_str())["model"]["max_input_chars_per_word"]
+    pruned = Tokenizer(
+        models.WordPiece(vocabulary, unk_token=UNKNOWN, max_input_chars_per_word=longest)
+    )
+    pruned.normalizer = full.normalizer
+    pruned.pre_tokenizer = full.pre_tokenizer
+    return pruned
+
+
+def _trained(config: VocabularyConfig, texts: Iterable[str]) -> Tokenizer:
+    """Return a word-level or BPE tokenizer trained on `texts`."""
+    special = list(SPECIAL)
+    if config.kind == "words":
+        tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
+        trainer: trainers.Trainer = trainers.WordLevelTrainer(
+            vocab_size=config.size,
+            min_frequency=config.minimum_count,
+            special_tokens=special,
+            show_progress=False,
+        )
+    else:
+        tokenizer = Tokenizer(models.BPE(unk_token=UNKNOWN, continuing_subword_prefix=PREFIX))
+        trainer = trainers.BpeTrainer(
+            vocab_size=config.size,
+            min_frequency=config.minimum_count,
+            special_tokens=special,
+            continuing_subword_prefix=PREFIX,
+            show_progress=False,
+        )
+    tokenizer.normalizer = normalizers.Sequence(
+        [*unify(), normalizers.BertNormalizer(lowercase=True, strip_accents=False)]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_WORD), behavior="removed", invert=True)
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def _chunks(texts: Iterable[str], size: int = 4096) -> Iterator[list[str]]:
+    iterator = iter(texts)
+    while chunk := list(islice(iterator, size)):
+        yield chunk
