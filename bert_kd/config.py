@@ -125,7 +125,7 @@ class LogitsConfig(Section):
     precision: Literal["fp32", "bf16"] = "fp32"
     rows_per_shard: Annotated[int, Field(ge=1)] = 8192
     """Rows a shard: what a killed writer loses at most."""
-    tokens_per_batch: Annotated[int, Field(ge=16)] = 8192
+    tokens_per_batch: Annotated[int, Field(ge=16)] = 2048
     """Padded tokens a teacher batch; halved when memory runs out."""
     features: bool = False
     """Also cache the teacher's pooled state, for `feature_weight`."""

@@ -263,7 +263,7 @@ class Stamp:
     `--config`.
 
     `config` holds the configuration sections that the stage read, `inputs` the fingerprints of what
-    it read from other stages. Two stamps stand for the same output where both of these are equal.
+    it read from other stages. Two stamps stand for the same output where `differences` finds none.
     """
 
     stage: str
@@ -272,6 +272,8 @@ class Stamp:
     versions: dict[str, str] = field(default_factory=versions)
     commit: str | None = field(default_factory=commit)
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    compared: tuple[str, ...] = ()
+    """Which sections of `config`, and whether `inputs`, tell outputs apart; none given: all."""
 
     def write(self, folder: Path) -> None:
         """Write this stamp into `folder`; done last, so that its presence says that the output is
@@ -283,15 +285,26 @@ class Stamp:
     def read(folder: Path) -> Stamp | None:
         """Return the stamp of `folder`, or None where there is none."""
         path = folder / STAMP
-        return Stamp(**read_json(path)) if path.exists() else None
+        if not path.exists():
+            return None
+        facts = read_json(path)
+        return Stamp(**facts | {"compared": tuple(facts.get("compared", ()))})
+
+    def _telling(self) -> dict[str, Any]:
+        """Return sections and inputs as plain values; where the run lies changes nothing."""
+        sections = {key: value for key, value in self.config.items() if key != "run"}
+        return dict(json.loads(to_json(sections | {"inputs": self.inputs})))
 
     def differences(self, other: Stamp) -> list[str]:
         """Return what differs from `other`, a line each: `key: mine, theirs`."""
-        mine = _flat({"config": json.loads(to_json(self.config)), "inputs": self.inputs})
-        theirs = _flat({"config": json.loads(to_json(other.config)), "inputs": other.inputs})
+        mine, theirs = self._telling(), other._telling()
+        if self.compared:
+            mine = {key: value for key, value in mine.items() if key in self.compared}
+            theirs = {key: value for key, value in theirs.items() if key in self.compared}
+        mine, theirs = _flat(mine), _flat(theirs)
         keys = sorted(mine.keys() | theirs.keys())
         return [
-            f"{key.removeprefix('config.')}: {mine.get(key)!r}, not {theirs.get(key)!r}"
+            f"{key}: wanted {mine.get(key)!r}, made with {theirs.get(key)!r}"
             for key in keys
             if mine.get(key) != theirs.get(key)
         ]

@@ -23,6 +23,7 @@ class Tokens:
 
     ids: npt.NDArray[np.int32]  # [tokens]
     offsets: Ints  # [texts + 1]
+    cut: int = 0  # texts that were longer than the tokenizer's maximum
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -31,6 +32,13 @@ class Tokens:
     def lengths(self) -> Ints:
         """Tokens of each text, shape [texts]."""
         return np.diff(self.offsets)
+
+    def take(self, rows: Ints) -> Tokens:
+        """Return these texts alone, in the given order."""
+        parts = [self.ids[self.offsets[row] : self.offsets[row + 1]] for row in rows]
+        offsets = np.zeros(len(rows) + 1, dtype=np.int64)
+        np.cumsum(self.lengths[rows], out=offsets[1:])
+        return Tokens(np.concatenate(parts) if parts else self.ids[:0], offsets)
 
     def padded(self, rows: Ints) -> tuple[Ints, Ints]:
         """Return ids [batch, longest] (padded with 0) and lengths [batch] of these rows."""
@@ -49,15 +57,17 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str], chunk: int = 4096) -> Tok
     unknown = tokenizer.token_to_id("[UNK]") or 0
     ids: list[npt.NDArray[np.int32]] = []
     lengths: list[int] = []
+    cut = 0
     for start in range(0, len(texts), chunk):
         for encoding in tokenizer.encode_batch_fast(list(texts[start : start + chunk])):
             found = encoding.ids or [unknown]
             ids.append(np.asarray(found, dtype=np.int32))
             lengths.append(len(found))
+            cut += bool(encoding.overflowing)
     offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
     np.cumsum(lengths, out=offsets[1:])
     joined = np.concatenate(ids) if ids else np.zeros(0, dtype=np.int32)
-    return Tokens(joined, offsets)
+    return Tokens(joined, offsets, cut)
 
 
 def bucketed_batches(lengths: Ints, batch_size: int, generator: np.random.Generator) -> list[Ints]:

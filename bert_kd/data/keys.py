@@ -42,6 +42,21 @@ def row_keys(texts: Sequence[str], texts_b: Sequence[str] | None = None) -> Keys
     return np.frombuffer(joined, dtype=KEY_DTYPE)
 
 
+def join_keys(parts: Sequence[Keys]) -> Keys:
+    """Return the keys of `parts` one after the other.
+
+    `np.concatenate` alone gives the machine's byte order: equal values, but other bytes.
+    """
+    joined = np.concatenate([np.zeros(0, dtype=KEY_DTYPE), *parts])
+    return joined.astype(KEY_DTYPE, copy=False)
+
+
+def key_bytes(keys: Keys) -> bytes:
+    """Return the bytes of all keys, 16 each, whatever byte order the array has in memory."""
+    return np.ascontiguousarray(keys, dtype=KEY_DTYPE).tobytes()
+
+
 def hex_keys(keys: Keys) -> list[str]:
     """Return keys as 32 hexadecimal digits each, for messages."""
-    return [key.tobytes().hex() for key in keys]
+    joined = key_bytes(keys).hex()
+    return [joined[at : at + 2 * KEY_BYTES] for at in range(0, len(joined), 2 * KEY_BYTES)]

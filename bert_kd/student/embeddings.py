@@ -58,7 +58,8 @@ def start_vectors(
     if found:
         rows = np.fromiter(found.keys(), dtype=np.int64)
         values = np.stack(list(found.values()))
-        vectors[rows] = (values - values.mean(axis=0)) / max(float(values.std()), 1e-6)
+        values -= values.mean(axis=0)
+        vectors[rows] = values / max(float(values.std()), 1e-6)
     vectors *= SPREAD
     vectors[vocabulary[SPECIAL[0]]] = 0.0
     return Start(vectors, len(found))

@@ -86,6 +86,7 @@ def train(
     *,
     seed: int,
     name: str,
+    fingerprint: str,
 ) -> dict[str, Any]:
     """Train `model` in place, leave the best epoch's weights in it, and return the metrics of that
     epoch.
@@ -112,7 +113,9 @@ def train(
     averaged = deepcopy(model).requires_grad_(False) if settings.ema else None
     best = deepcopy(model).requires_grad_(False)  # the weights of the best epoch so far
 
-    run = _Run(folder, accelerator, model, objective, averaged, best, optimizer, schedule)
+    run = _Run(
+        folder, fingerprint, accelerator, model, objective, averaged, best, optimizer, schedule
+    )
     state = run.resume()
     if state.step or state.epoch:
         say(f"{name}: goes on in epoch {state.epoch + 1} after batch {state.step}")
@@ -146,7 +149,7 @@ def train(
 
                 state.step += 1
                 state.sums = tuple(
-                    total + float(loss) for total, loss in zip(state.sums, losses, strict=True)
+                    total + loss.item() for total, loss in zip(state.sums, losses, strict=True)
                 )
                 advance(len(rows))
                 if time.monotonic() - last_saved > settings.checkpoint_seconds:
@@ -191,6 +194,12 @@ def train(
     }
     write_json(folder / METRICS, metrics)
     return metrics
+
+
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """Return the rows of a student's `history.jsonl`, one an epoch."""
+    lines = (folder / HISTORY).read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
 
 
 def predict(model: BiLSTM, examples: Examples) -> npt.NDArray[np.float32]:
@@ -289,6 +298,7 @@ class _Run:
     """What a checkpoint saves and restores, as one safetensors file written whole or not at all."""
 
     folder: Path
+    fingerprint: str
     accelerator: Accelerator
     model: BiLSTM
     objective: DistillationLoss
@@ -311,6 +321,7 @@ class _Run:
             tensors["rng.cuda"] = torch.cuda.get_rng_state()
         scaler = self.accelerator.scaler
         facts = {
+            "fingerprint": self.fingerprint,
             "state": vars(state),
             "schedule": self.schedule.last_epoch,
             "scaler": scaler.state_dict() if scaler is not None else None,
@@ -335,6 +346,11 @@ class _Run:
         except (SafetensorError, KeyError, json.JSONDecodeError) as error:
             path.rename(path.with_suffix(".damaged"))
             say(f"{path} is damaged ({error}) and was set aside: training starts again")
+            return State()
+
+        if facts["fingerprint"] != self.fingerprint:
+            path.rename(path.with_suffix(".other"))
+            say(f"{path} is of other settings or data and was set aside: training starts again")
             return State()
 
         def part(prefix: str) -> dict[str, Tensor]:

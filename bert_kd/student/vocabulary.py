@@ -79,11 +79,12 @@ def _pruned_wordpiece(config: VocabularyConfig, texts: Iterable[str], full: Toke
     full.no_padding()
     full.post_processor = None
 
-    counts: Counter[str] = Counter()
+    known = full.get_vocab()
+    by_id: Counter[int] = Counter()  # of ids, as the fast encoding leaves the pieces out
     for chunk in _chunks(texts):
         for encoding in full.encode_batch_fast(chunk, add_special_tokens=False):
-            counts.update(encoding.tokens)
-    known = full.get_vocab()
+            by_id.update(encoding.ids)
+    counts = Counter({piece: by_id[index] for piece, index in known.items() if by_id[index]})
     specials = {token for token in known if token.startswith("[") and token.endswith("]")}
     occurring = [
         piece

@@ -1,0 +1,48 @@
+# Set-up and the main jobs; every target makes the virtual environment first. See README.md.
+#
+#   make demo    stages 01 to 06 on the bundled data with the offline BERT
+#   make test    the whole test suite
+#   make check   formatter, linter, types
+#   make bench   speed and quality against named peers
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+EXTRAS := runtime,serve,report,offline,dev
+# A torch that the user's Python has already (a CUDA build, say) is used as it is.
+OWN_TORCH := $(shell $(PYTHON) -c 'import torch' 2>/dev/null && echo yes)
+
+.PHONY: setup demo test check bench clean
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: setup.cfg pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "bert_kd needs Python 3.11 or newer; set PYTHON=python3.x"; exit 2; }
+	$(PYTHON) -m venv $(if $(OWN_TORCH),--system-site-packages) $(VENV)
+	$(if $(OWN_TORCH),grep -v '^torch==' constraints.txt,cat constraints.txt) > $(VENV)/constraints.txt
+	$(if $(OWN_TORCH),,$(BIN)/pip install --quiet -c $(VENV)/constraints.txt torch==2.13.0)
+	$(BIN)/pip install --quiet -c $(VENV)/constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@
+
+demo: setup
+	$(BIN)/bert-kd run --config scripts/configs/demo.toml
+	@echo
+	$(BIN)/bert-kd predict --bundle runs/demo/bundles/base \
+		--text "where is my parcel, it was due on monday" \
+		--text "I don't want my money back, I want one whose lid closes" \
+		--text "cant log in, the code never comes"
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/python benchmarks/cache_reuse.py --json benchmarks/results/cache_reuse.json
+
+clean:
+	rm -rf $(VENV) runs build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,394 @@
+"""Stage 05 put together: answers of teacher, students and twins, their metrics, and their speed.
+
+Here the rooms meet: `evaluate` measures and writes, and knows neither teacher nor runtime; this
+file gives it their answers. The teacher's answers come from the logit cache; its model is loaded
+for the speed measurement alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bert_kd.config import Config, ExportConfig, TeacherSource
+from bert_kd.data.prepare import Prepared
+from bert_kd.data.rows import Rows, read_rows
+from bert_kd.errors import CacheError, MissingExtra
+from bert_kd.evaluate.comparisons import compare
+from bert_kd.evaluate.findings import (
+    DataFacts,
+    Model,
+    Report,
+    WorstErrors,
+    best_student,
+    machine_facts,
+)
+from bert_kd.evaluate.metrics import measure, worst_errors
+from bert_kd.evaluate.speed import System, Texts, measure_speed
+from bert_kd.logits.combine import read_teachers
+from bert_kd.progress import progress, say
+from bert_kd.store import RunFolder, read_json
+
+if TYPE_CHECKING:
+    from bert_kd.stages import Member
+    from bert_kd.student.model import Student
+
+Logits = npt.NDArray[np.float32]
+TEACHER = "teacher"
+
+
+@dataclass(frozen=True)
+class _Split:
+    """One split with the teacher's answers (None: the cache lacks them)."""
+
+    rows: Rows
+    teacher: Logits | None
+
+
+def assess(
+    config: Config,
+    run: RunFolder,
+    prepared: Prepared,
+    members: Sequence[Member],
+    sources: Sequence[TeacherSource],
+) -> Report:
+    """Return the report of all members (and the teacher) on the configured splits."""
+    from bert_kd.student.model import load_student
+
+    settings = config.evaluate
+    notes: list[str] = []
+    splits: dict[str, _Split] = {}
+    for name in settings.splits:
+        rows = read_rows(run.split(name))
+        teacher = _teacher_logits(config, prepared, sources, rows, name, notes)
+        splits[name] = _Split(rows, teacher)
+    students = {member.name: load_student(run.student(member.name)) for member in members}
+    answers = _answers(splits, students)
+
+    models = (
+        [_teacher_model(config, run, splits, prepared.labels)]
+        if all(split.teacher is not None for split in splits.values())
+        else []
+    )
+    for member in members:
+        models.append(_student_model(config, run, member, splits, answers, prepared.labels))
+    if settings.speed_rounds:
+        models = _with_speed(config, run, prepared, models, students, splits, notes)
+
+    shown = "test" if "test" in settings.splits else settings.splits[-1]
+    comparisons = tuple(
+        _compare(config, student.name, name, members, splits[name], answers[name])
+        for name in settings.splits
+        for student in config.students
+    )
+    return Report(
+        run=config.run.name,
+        split=shown,
+        data=_data_facts(prepared),
+        models=tuple(models),
+        machine=machine_facts(settings.threads),
+        comparisons=comparisons,
+        worst=_worst(config, models, splits[shown], answers[shown], shown, prepared.labels),
+        notes=tuple(notes),
+    )
+
+
+def _teacher_logits(
+    config: Config,
+    prepared: Prepared,
+    sources: Sequence[TeacherSource],
+    rows: Rows,
+    split: str,
+    notes: list[str],
+) -> Logits | None:
+    """Return the teachers' answers to a split, or None where an imported cache lacks them."""
+    try:
+        return read_teachers(
+            sources, prepared.labels, rows.keys, config.logits.combine, features=False
+        ).logits
+    except CacheError as error:
+        if not config.logits.teachers:
+            raise
+        say(f"evaluate: no teacher on {split}: {error}")
+        notes.append(f"The caches hold no teacher's answers to all of {split}.")
+        return None
+
+
+def _answers(
+    splits: dict[str, _Split], students: dict[str, Student]
+) -> dict[str, dict[str, Logits]]:
+    """Return the logits of every student on every split, by split and student."""
+    from bert_kd.data.batches import encode
+    from bert_kd.student.train import Examples, predict
+
+    answers: dict[str, dict[str, Logits]] = {name: {} for name in splits}
+    total = len(students) * sum(len(split.rows) for split in splits.values())
+    with progress("evaluate", total, "texts") as advance:
+        for name, split in splits.items():
+            for student_name, student in students.items():
+                rows = split.rows
+                other = encode(student.tokenizer, rows.texts_b) if rows.texts_b else None
+                examples = Examples(encode(student.tokenizer, rows.texts), other, rows.labels)
+                answers[name][student_name] = predict(student.model, examples)
+                advance(len(rows))
+    return answers
+
+
+def _teacher_model(
+    config: Config, run: RunFolder, splits: dict[str, _Split], labels: Sequence[str]
+) -> Model:
+    """Return the teacher's row; its size is known where the model is this run's own."""
+    settings = config.evaluate
+    metrics = {
+        name: measure(
+            split.teacher,
+            split.rows.labels,
+            labels,
+            bootstrap_samples=settings.bootstrap_samples,
+            seed=settings.seed,
+        )
+        for name, split in splits.items()
+        if split.teacher is not None
+    }
+    if config.logits.teachers:
+        caches = ", ".join(source.folder.name for source in config.logits.teachers)
+        about = f"answers read from {caches}"
+        return Model(TEACHER, TEACHER, "teacher", None, metrics, description=about)
+    facts = read_json(run.teacher_facts)
+    weights = sorted(run.teacher.glob("*.safetensors"))
+    total, embedding = _tensor_sizes(weights)
+    return Model(
+        TEACHER,
+        TEACHER,
+        "teacher",
+        config.teacher.seed,
+        metrics,
+        parameters=total,
+        parameters_without_embedding=total - embedding,
+        bytes=sum(path.stat().st_size for path in weights),
+        description=str(facts.get("model", config.teacher.model)),
+        history=tuple(facts.get("history", ())),
+    )
+
+
+def _tensor_sizes(files: Sequence[Path]) -> tuple[int, int]:
+    """Return how many values these safetensors files hold, and how many of them are embeddings."""
+    from safetensors import safe_open
+
+    total = embedding = 0
+    for path in files:
+        with safe_open(path, framework="np") as tensors:
+            for name in tensors.keys():
+                count = int(np.prod(tensors.get_slice(name).get_shape()))
+                total += count
+                embedding += count if "embeddings." in name else 0
+    return total, embedding
+
+
+def _student_model(
+    config: Config,
+    run: RunFolder,
+    member: Member,
+    splits: dict[str, _Split],
+    answers: dict[str, dict[str, Logits]],
+    labels: Sequence[str],
+) -> Model:
+    from bert_kd.student.model import count_parameters, load_student
+    from bert_kd.student.train import read_history
+
+    settings = config.evaluate
+    folder = run.student(member.name)
+    metrics = {
+        name: measure(
+            answers[name][member.name],
+            split.rows.labels,
+            labels,
+            teacher_logits=split.teacher,
+            bootstrap_samples=settings.bootstrap_samples,
+            seed=settings.seed,
+        )
+        for name, split in splits.items()
+    }
+    total, without_embedding = count_parameters(load_student(folder).model)
+    sizes = member.config.model
+    return Model(
+        member.name,
+        member.config.name,
+        "twin" if member.twin else "student",
+        member.seed,
+        metrics,
+        parameters=total,
+        parameters_without_embedding=without_embedding,
+        bytes=(folder / "model.safetensors").stat().st_size,
+        description=f"BiLSTM {sizes.layers} × {sizes.hidden_size} per direction, "
+        f"{sizes.pooling} pooling",
+        history=tuple(read_history(folder)),
+    )
+
+
+def _with_speed(
+    config: Config,
+    run: RunFolder,
+    prepared: Prepared,
+    models: Sequence[Model],
+    students: dict[str, Student],
+    splits: dict[str, _Split],
+    notes: list[str],
+) -> list[Model]:
+    """Return the models with their speed: the teacher, the first seed of each student and twin."""
+    import torch
+
+    settings = config.evaluate
+    first = {(model.group, model.role): model for model in reversed(models)}
+    timed = [model for model in models if first[model.group, model.role] is model]
+    rows = next(iter(splits.values())).rows
+    texts: Texts = (
+        rows.texts if rows.texts_b is None else list(zip(rows.texts, rows.texts_b, strict=True))
+    )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(settings.threads)
+    with ExitStack() as stack:
+        stack.callback(torch.set_num_threads, threads)
+        systems: dict[str, System] = {}
+        for model in timed:
+            if model.role != "teacher":
+                aside = Path(stack.enter_context(TemporaryDirectory()))
+                systems[model.name] = _student_system(
+                    run.student(model.name),
+                    aside,
+                    rows,
+                    students[model.name],
+                    settings.threads,
+                    notes,
+                )
+            elif not config.logits.teachers:
+                systems[model.name] = _teacher_system(config, run)
+        found = measure_speed(
+            systems,
+            texts,
+            single_texts=settings.speed_texts,
+            bulk_texts=settings.speed_bulk_texts,
+            rounds=settings.speed_rounds,
+        )
+    return [replace(model, speed=found.get(model.name)) for model in models]
+
+
+def _teacher_system(config: Config, run: RunFolder) -> System:
+    from bert_kd.teacher.answer import Answering
+    from bert_kd.teacher.model import open_teacher
+
+    answering = Answering(open_teacher(run.teacher), "fp32", config.logits.tokens_per_batch)
+    return lambda texts: answering(*_sides(texts))
+
+
+def _student_system(
+    folder: Path, aside: Path, rows: Rows, student: Student, threads: int, notes: list[str]
+) -> System:
+    """Return the student as it will be served; in torch where the runtime is not installed."""
+    try:
+        from bert_kd.runtime.export import export_bundle
+        from bert_kd.runtime.predictor import load
+
+        some = slice(0, 32)
+        other = rows.texts_b[some] if rows.texts_b is not None else None
+        export_bundle(folder, aside / "bundle", rows.texts[some], other, ExportConfig())
+        predictor = load(aside / "bundle", threads=threads)
+    except MissingExtra as missing:
+        note = f"Students were timed in torch, not in their runtime: {missing}"
+        if note not in notes:
+            notes.append(note)
+        return _torch_system(student)
+    return lambda texts: predictor.probabilities(*_sides(texts))
+
+
+def _torch_system(student: Student) -> System:
+    from bert_kd.data.batches import encode
+    from bert_kd.student.train import Examples, predict
+
+    def answer(texts: Texts) -> Any:
+        first, second = _sides(texts)
+        other = encode(student.tokenizer, second) if second is not None else None
+        labels = np.full(len(first), -1)
+        return predict(student.model, Examples(encode(student.tokenizer, first), other, labels))
+
+    return answer
+
+
+def _sides(texts: Texts) -> tuple[list[str], list[str] | None]:
+    """Return first texts and second texts (None for single texts)."""
+    first = [text if isinstance(text, str) else text[0] for text in texts]
+    second = [text[1] for text in texts if not isinstance(text, str)]
+    return first, second or None
+
+
+def _compare(
+    config: Config,
+    student: str,
+    name: str,
+    members: Sequence[Member],
+    split: _Split,
+    answers: dict[str, Logits],
+) -> Any:
+    """Return one student (all seeds) beside its twin and teacher on a split."""
+    mine = [member for member in members if member.config.name == student]
+
+    def predicted(twin: bool) -> npt.NDArray[np.int64] | None:
+        found = [answers[member.name].argmax(axis=1) for member in mine if member.twin is twin]
+        return np.stack(found) if found else None
+
+    own = predicted(twin=False)
+    assert own is not None  # every student has at least one seed
+    return compare(
+        student,
+        name,
+        split.rows.labels,
+        student=own,
+        twin=predicted(twin=True),
+        teacher=split.teacher.argmax(axis=1) if split.teacher is not None else None,
+        samples=config.evaluate.bootstrap_samples,
+        seed=config.evaluate.seed,
+    )
+
+
+def _worst(
+    config: Config,
+    models: Sequence[Model],
+    split: _Split,
+    answers: dict[str, Logits],
+    name: str,
+    labels: Sequence[str],
+) -> WorstErrors | None:
+    best = best_student(models, name)
+    if best is None or not config.evaluate.worst_errors:
+        return None
+    errors = worst_errors(
+        split.rows.texts,
+        split.rows.texts_b,
+        answers[best.name],
+        split.rows.labels,
+        labels,
+        teacher_logits=split.teacher,
+        count=config.evaluate.worst_errors,
+    )
+    return WorstErrors(best.name, name, errors)
+
+
+def _data_facts(prepared: Prepared) -> DataFacts:
+    counts = prepared.report["label_counts"]
+    return DataFacts(
+        source=str(prepared.report["source"]),
+        labels=prepared.labels,
+        rows=dict(prepared.rows),
+        counts={
+            split: tuple(found.get(label, 0) for label in prepared.labels)
+            for split, found in counts.items()
+        },
+        pair=prepared.pair,
+    )

@@ -1,0 +1,26 @@
+"""Has the source changed since it was prepared?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bert_kd.config import DataConfig
+from bert_kd.data.sources import find_source
+from bert_kd.store import fingerprint, fingerprint_files
+
+
+def source_fingerprint(config: DataConfig) -> str:
+    """Return a fingerprint of the files that a source is read from, by content, with their order.
+
+    Of a hub data set it covers name, configuration and revision: set `data.revision` to be certain.
+    Raises DataError where the source is not there.
+    """
+    if config.source.startswith("hub:"):
+        return fingerprint(config.source, config.configuration, config.revision)
+    source = find_source(config)
+    tables = [*source.splits.values(), *source.transfer]
+    files = [Path(table.name) for table in tables]
+    beside = files[0].parent / "labels.json"
+    if beside.exists():
+        files.append(beside)
+    return fingerprint([*source.splits, len(source.transfer)], fingerprint_files(files))

@@ -1,0 +1,1 @@
+"""Measuring teacher, students and twins, and the report that shows it."""

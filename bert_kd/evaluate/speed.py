@@ -1,0 +1,175 @@
+"""How fast systems answer raw text: latency at batch 1 and throughput in bulk, all in one
+interleaved run.
+
+A system is anything callable that takes a list of texts (or pairs) and returns when the answers are
+there: tokenizing, the model and softmax are all inside. Systems take turns in rounds, each round
+begun by another one, so that a machine that slows down for a while slows all of them; ratios are
+taken within a round.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from bert_kd.errors import DataError
+from bert_kd.progress import progress
+
+Texts = list[str] | list[tuple[str, str]]
+System = Callable[[Texts], object]
+Floats = npt.NDArray[np.float64]
+
+WARM_UP_TEXTS = 16
+WARM_UP_CALLS = 3
+
+
+@dataclass(frozen=True)
+class Speed:
+    """One system's speed. Latencies in microseconds at batch 1, percentiles over all texts of all
+    rounds.
+
+    `times_faster` (batch 1) and `times_throughput` (bulk) say how many times as fast as
+    `reference`, the first system: the ratio within each round, over the same texts, then the median
+    over rounds.
+    """
+
+    p50: float
+    p95: float
+    p99: float
+    texts_per_second: float
+    single_texts: int
+    """Texts timed one by one, over all rounds."""
+    bulk_texts: int
+    """Texts a bulk call."""
+    rounds: int
+    reference: str
+    times_faster: float
+    times_throughput: float
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Which of the texts a system answers in a round, few enough to keep to its time."""
+
+    single: list[int]
+    bulk: list[int]
+
+
+def measure_speed(
+    systems: Mapping[str, System],
+    texts: Texts,
+    *,
+    single_texts: int,
+    bulk_texts: int,
+    rounds: int,
+    seconds: float = 2.0,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Speed]:
+    """Return the speed of each system on `texts`; the first one is what the others are compared
+    with.
+
+    A round times `single_texts` texts one by one and one bulk call of `bulk_texts`, drawn from
+    `texts` by a fixed shuffle (fewer where there are fewer). A system that would take more than
+    about `seconds` for either gets fewer of the same texts, judged by its warm-up calls; how many
+    is in the result.
+    """
+    if not texts:
+        raise DataError("there are no texts to measure speed with: prepare a split that has some")
+    if not systems or rounds < 1:
+        raise ValueError("speed needs a system and a round")
+    names = list(systems)
+    # One shuffled order for all: whoever gets fewer texts gets the first ones, which stand
+    # for the rest.
+    order = [int(place) for place in np.random.default_rng(0).permutation(len(texts))]
+    single, bulk = order[:single_texts], order[:bulk_texts]
+    latency = {name: np.full((rounds, len(single)), np.nan) for name in names}  # [rounds, texts]
+    rate = {name: np.zeros(rounds) for name in names}  # [rounds]
+
+    with progress("speed", len(names) * (rounds + 1), "turns") as advance:
+        plans = {}
+        for name in names:
+            plans[name] = _plan(systems[name], texts, single, bulk, seconds, clock)
+            advance(1, f"warm-up of {name}")
+        for turn in range(rounds):
+            first = turn % len(names)
+            for name in names[first:] + names[:first]:
+                plan, system = plans[name], systems[name]
+                for column, place in enumerate(plan.single):
+                    latency[name][turn, column] = _time(system, _pick(texts, [place]), clock)
+                rate[name][turn] = len(plan.bulk) / _time(system, _pick(texts, plan.bulk), clock)
+                advance(1, f"round {turn + 1} of {rounds}")
+
+    reference = names[0]
+    return {
+        name: _summarise(
+            latency[name], rate[name], latency[reference], rate[reference], plans[name], reference
+        )
+        for name in names
+    }
+
+
+def _plan(
+    system: System,
+    texts: Texts,
+    single: list[int],
+    bulk: list[int],
+    seconds: float,
+    clock: Callable[[], float],
+) -> _Plan:
+    """Warm `system` up and choose how many of the texts it can answer in `seconds`.
+
+    The best of a few calls counts: the first ones also pay for what is set up only once.
+    """
+    once = min(
+        _time(system, _pick(texts, [place]), clock) for place in (single * 3)[:WARM_UP_CALLS]
+    )
+    sample = bulk[:WARM_UP_TEXTS]
+    many = min(_time(system, _pick(texts, sample), clock) for _ in range(2)) / len(sample)
+    return _Plan(
+        single=single[: max(int(seconds / once), WARM_UP_CALLS)],
+        bulk=bulk[: max(int(seconds / many), WARM_UP_TEXTS)],
+    )
+
+
+def _summarise(
+    latency: Floats,
+    rate: Floats,
+    reference_latency: Floats,
+    reference_rate: Floats,
+    plan: _Plan,
+    reference: str,
+) -> Speed:
+    """Put one system's times (seconds, [rounds, texts]) and rates (texts a second, [rounds]) into
+    numbers.
+    """
+    timed = latency[~np.isnan(latency)] * 1e6
+    p50, p95, p99 = (float(value) for value in np.percentile(timed, [50, 95, 99]))
+    shared = ~np.isnan(latency[0]) & ~np.isnan(reference_latency[0])  # [texts]
+    faster = np.median(reference_latency[:, shared], axis=1) / np.median(latency[:, shared], axis=1)
+    return Speed(
+        p50=p50,
+        p95=p95,
+        p99=p99,
+        texts_per_second=float(np.median(rate)),
+        single_texts=len(timed),
+        bulk_texts=len(plan.bulk),
+        rounds=len(rate),
+        reference=reference,
+        times_faster=float(np.median(faster)),
+        times_throughput=float(np.median(rate / reference_rate)),
+    )
+
+
+def _time(system: System, texts: Texts, clock: Callable[[], float]) -> float:
+    """Return the seconds that one call takes; never 0, so that it can be divided by."""
+    start = clock()
+    system(texts)
+    return max(clock() - start, 1e-9)
+
+
+def _pick(texts: Texts, places: list[int]) -> Texts:
+    return [texts[place] for place in places]  # type: ignore[return-value]

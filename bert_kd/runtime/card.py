@@ -1,0 +1,118 @@
+"""The model card of a bundle: its README.md, for whoever finds the folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bert_kd.runtime.bundle import Bundle
+
+_TEXT = """\
+# {name}
+
+A BiLSTM text classifier, distilled from a fine-tuned BERT by bert_kd. It reads {reads} and answers
+with one of {count} labels: {labels}.
+
+## Use
+
+```python
+import bert_kd
+
+classify = bert_kd.load("path/to/this/folder")
+{call}
+```
+
+```
+pip install 'bert_kd[serve]'
+bert-kd serve --bundle path/to/this/folder
+```
+
+`model.onnx` runs wherever ONNX Runtime does. It takes `ids` and `lengths` (int64, padded batch and
+real lengths{also}) and gives `logits`; `tokenizer.json` is for the `tokenizers` package and gives
+the ids.
+
+## Measured
+
+{metrics}
+
+The exported model against torch, on {rows:,} texts: largest difference in a logit {difference:.2g},
+same label on {agreement:.2%} of them.
+
+## Size
+
+| | |
+| --- | --- |
+| parameters | {parameters:,} |
+| parameters without embeddings | {parameters_without:,} |
+| model, weights and tokenizer on disk | {megabytes:.1f} MB |
+{sizes}
+
+## Training
+
+{training}
+
+## Limits
+
+- It answers with one of its labels whatever it is given: a text of another language, topic or style
+  than it was trained on gets a score all the same, and a high score is no proof.
+- {cut}
+- What the teacher and the labelled texts got wrong, it learned.
+"""
+
+
+def model_card(bundle: Bundle, max_length: int | None) -> str:
+    """Return the card as Markdown; texts are cut at `max_length` tokens (None: never)."""
+    pair = '{"text": "one text", "text_pair": "another"}'
+    sizes = {key: value for key, value in bundle.shape.items() if key not in ("pair", "dropout")}
+    return _TEXT.format(
+        name=bundle.name,
+        reads="pairs of texts" if bundle.pair else "a text",
+        count=len(bundle.labels),
+        labels=", ".join(f"`{label}`" for label in bundle.labels),
+        call=f"classify({pair})" if bundle.pair else 'classify("a text")',
+        also=", for the second text `ids_b` and `lengths_b`" if bundle.pair else "",
+        metrics=_table(bundle.metrics) or "No figures were given when this was exported.",
+        rows=bundle.agreement.rows,
+        difference=bundle.agreement.largest_difference,
+        agreement=bundle.agreement.label_agreement,
+        parameters=bundle.parameters,
+        parameters_without=bundle.parameters_without_embeddings,
+        megabytes=bundle.bytes / 1e6,
+        sizes="\n".join(f"| {_cell(key)} | {_cell(value)} |" for key, value in sizes.items()),
+        training=_table(bundle.training) or "No facts were given when this was exported.",
+        cut=f"Texts are read up to {max_length:,} tokens; what follows is left out."
+        if max_length
+        else "Texts are read whole, however long.",
+    )
+
+
+def _table(values: Mapping[str, Any]) -> str:
+    """Return a Markdown table: two columns or, where every value is a mapping, one for each key."""
+    if not values:
+        return ""
+    if not all(isinstance(value, Mapping) for value in values.values()):
+        lines = [f"| {_cell(key)} | {_cell(value)} |" for key, value in values.items()]
+        return "\n".join(["| | |", "| --- | --- |", *lines])
+    columns = list(dict.fromkeys(column for value in values.values() for column in value))
+    lines = [
+        " | ".join(["", _cell(key), *(_cell(value.get(column, "")) for column in columns), ""])
+        for key, value in values.items()
+    ]
+    head = " | ".join(["", "", *map(_cell, columns), ""])
+    rule = " | ".join(["", *["---"] * (len(columns) + 1), ""])
+    return "\n".join(line.strip() for line in [head, rule, *lines])
+
+
+def _cell(value: Any) -> str:
+    """Return a value as the text of a table's cell."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "–"}[value]
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_cell(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(_cell(item) for item in value)
+    return str(value).replace("|", "\\|").replace("\n", " ")

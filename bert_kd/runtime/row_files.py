@@ -1,0 +1,305 @@
+"""Files of whole rows, read and written in parts: CSV, TSV, JSON lines (plain or gzipped), Parquet.
+
+The format goes by the file's ending, and may differ between what is read and what is written. A
+part of a Parquet file stays an Arrow table, so that types live on from Parquet to Parquet; a part
+of a text file is a list of rows. Not here: picking and checking the texts (`bert_kd.data.tables`)
+and answering them (`bulk.py`).
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date, time
+from decimal import Decimal
+from itertools import islice
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bert_kd.data.text_files import (
+    _csv_records,
+    _even,
+    _json_object,
+    _open_text,
+    _tsv_records,
+)
+from bert_kd.errors import DataError
+
+ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")
+DIGITS = 6
+"""Digits after the point of a score in a text file."""
+
+Row = dict[str, Any]
+Column = Sequence[str] | npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some rows of a file, one after the other."""
+
+    names: list[str]
+    """Of the columns, in order; of JSON lines, every key that occurs in this part."""
+    rows: pa.Table | list[Row]
+    lines: list[int]
+    """Number of each row's line (text files) or row (Parquet), from 1."""
+
+    def values(self, name: str) -> list[Any]:
+        """Return a column's values."""
+        if isinstance(self.rows, list):
+            return [row.get(name) for row in self.rows]
+        return list(self.rows.column(name).to_pylist())
+
+    def with_columns(self, columns: Mapping[str, Column]) -> Part:
+        """Return this part with `columns` to the right of its own."""
+        names = [*self.names, *columns]
+        if not isinstance(self.rows, list):
+            table = self.rows
+            for name, column in columns.items():
+                table = table.append_column(name, _array(column))
+            return Part(names, table, self.lines)
+        values = zip(*(_plain(column) for column in columns.values()), strict=True)
+        rows = [
+            row | dict(zip(columns, more, strict=True))
+            for row, more in zip(self.rows, values, strict=True)
+        ]
+        return Part(names, rows, self.lines)
+
+
+Write = Callable[[Part], None]
+
+
+def ending(path: Path) -> str:
+    """Return a file's ending without `.gz`. Raises DataError where it names no known format."""
+    name = path.name.lower()
+    found = Path(name.removesuffix(".gz")).suffix
+    if found not in ENDINGS:
+        raise DataError(
+            f"{path}: the ending '{found}' names no known format: use {', '.join(ENDINGS)}, the "
+            "text ones with .gz too"
+        )
+    if found == ".parquet" and name.endswith(".gz"):
+        raise DataError(f"{path}: Parquet files are packed inside already: leave .gz out")
+    return found
+
+
+def read_parts(path: Path, rows: int) -> Iterator[Part]:
+    """Yield a file's rows in parts of `rows`, at least one part, which may be empty.
+
+    Raises DataError, naming the line, where the file is missing, damaged or ragged.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such file")
+    kind = ending(path)
+    if kind == ".parquet":
+        yield from _read_parquet(path, rows)
+    elif kind == ".jsonl":
+        yield from _read_jsonl(path, rows)
+    else:
+        yield from _read_delimited(path, rows, "\t" if kind == ".tsv" else ",")
+
+
+def _read_parquet(path: Path, rows: int) -> Iterator[Part]:
+    done = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            names = list(file.schema_arrow.names)
+            for batch in file.iter_batches(batch_size=rows):
+                lines = list(range(done + 1, done + batch.num_rows + 1))
+                yield Part(names, pa.Table.from_batches([batch]), lines)
+                done += batch.num_rows
+            if not done:
+                yield Part(names, file.schema_arrow.empty_table(), [])
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path} is not a whole Parquet file ({error}): write it again") from None
+
+
+def _read_jsonl(path: Path, rows: int) -> Iterator[Part]:
+    with _open_text(path, newline="\n") as file:
+        numbered = ((number, line) for number, line in enumerate(file, 1) if not line.isspace())
+        some = list(islice(numbered, rows))
+        if not some:
+            yield Part([], [], [])
+        while some:
+            objects = [_json_object(path, number, line, []) for number, line in some]
+            names = list(dict.fromkeys(key for row in objects for key in row))
+            yield Part(names, objects, [number for number, _ in some])
+            some = list(islice(numbered, rows))
+
+
+def _read_delimited(path: Path, rows: int, delimiter: str) -> Iterator[Part]:
+    with _open_text(path, newline="\n" if delimiter == "\t" else "") as file:
+        records = _tsv_records(file) if delimiter == "\t" else _csv_records(path, file, delimiter)
+        header = next((fields for _, fields in records if fields not in ([], [""])), None)
+        if header is None:
+            raise DataError(f"{path} is empty: it needs a header line with the columns' names")
+        names = [name.strip() for name in header]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise DataError(f"{path}: the column '{twice}' is there twice: rename one of them")
+        even = _even(path, records, tuple(names), delimiter)
+        some = list(islice(even, rows))
+        if not some:
+            yield Part(names, [], [])
+        while some:
+            objects = [dict(zip(names, fields, strict=True)) for _, fields in some]
+            yield Part(names, objects, [line for line, _ in some])
+            some = list(islice(even, rows))
+
+
+@contextmanager
+def writing_parts(path: Path, target: Path) -> Iterator[Write]:
+    """Yield `write(part)`, which appends rows to `path` in the format of `target`.
+
+    The first part settles the columns. Raises DataError where a later part or the format can't
+    follow.
+    """
+    kind = ending(target)
+    if kind == ".parquet":
+        with _parquet_writer(path) as write:
+            yield write
+        return
+    with path.open("wb") as raw:
+        binary: Any = raw
+        if target.suffix.lower() == ".gz":
+            # Without name and time in it, equal rows give equal files.
+            binary = gzip.GzipFile(fileobj=raw, mode="wb", mtime=0, filename="")
+        with io.TextIOWrapper(binary, encoding="utf-8", newline="") as text:
+            if kind == ".jsonl":
+                yield lambda part: _write_jsonl(text, part)
+            else:
+                yield _delimited_writer(text, "\t" if kind == ".tsv" else ",")
+
+
+@contextmanager
+def _parquet_writer(path: Path) -> Iterator[Write]:
+    writers: list[Any] = []
+
+    def write(part: Part) -> None:
+        table = part.rows
+        if isinstance(table, list):
+            table = _table(part, writers[0].schema if writers else None)
+        if not writers:
+            writers.append(pq.ParquetWriter(path, table.schema, compression="zstd"))
+        if len(table):
+            writers[0].write_table(table)
+
+    try:
+        yield write
+    finally:
+        for writer in writers:
+            writer.close()
+
+
+def _table(part: Part, schema: Any) -> Any:
+    """Return rows of a text file as an Arrow table, of `schema` where it is settled."""
+    names = part.names if schema is None else schema.names
+    _refuse_new(part, names)
+    columns = {}
+    for name in names:
+        values = part.values(name)
+        try:
+            # Without a row to tell, a column is text.
+            kind = schema.field(name).type if schema is not None else None
+            columns[name] = pa.array(values, kind if values else kind or pa.string())
+        except (pa.ArrowException, OverflowError, UnicodeEncodeError) as error:
+            raise DataError(
+                f"lines {part.lines[0]} to {part.lines[-1]}: the column '{name}' does not fit into "
+                f"one Parquet type ({error}): write to a .jsonl file"
+            ) from None
+    return pa.table(columns, schema=schema)
+
+
+def _write_jsonl(file: TextIO, part: Part) -> None:
+    for line, row in zip(part.lines, _rows(part), strict=True):
+        try:
+            text = json.dumps(row, ensure_ascii=False, allow_nan=False, default=_json_value)
+            text.encode()
+        except (TypeError, ValueError) as error:
+            raise DataError(f"row {line} cannot be written as JSON ({error}): mend it") from None
+        file.write(text + "\n")
+
+
+def _delimited_writer(file: TextIO, delimiter: str) -> Write:
+    names: list[str] = []
+    quoted = csv.writer(file, lineterminator="\n")
+
+    def record(line: int, cells: list[str]) -> None:
+        if delimiter == ",":
+            quoted.writerow(cells)
+            return
+        for cell in cells:
+            if "\t" in cell or "\n" in cell or "\r" in cell:
+                raise DataError(
+                    f"row {line}: the value {cell[:40]!r} holds a tab or a line break, which TSV "
+                    "cannot: write to a .csv or .jsonl file"
+                )
+        file.write("\t".join(cells) + "\n")
+
+    def write(part: Part) -> None:
+        if not names:
+            names.extend(part.names)
+            record(0, names)
+        _refuse_new(part, names)
+        for line, row in zip(part.lines, _rows(part), strict=True):
+            try:
+                record(line, [_cell(row.get(name)) for name in names])
+            except UnicodeEncodeError as error:
+                raise DataError(f"row {line} cannot be written as UTF-8 ({error})") from None
+
+    return write
+
+
+def _refuse_new(part: Part, names: Sequence[str]) -> None:
+    """Raise DataError where a part of JSON lines has a key that the file's columns do not."""
+    new = [name for name in part.names if name not in names]
+    if new:
+        raise DataError(
+            f"lines {part.lines[0]} to {part.lines[-1]} have the key '{new[0]}', which the lines "
+            "before them do not: write to a .jsonl file, where rows may differ"
+        )
+
+
+def _rows(part: Part) -> list[Row]:
+    rows: list[Row] = part.rows if isinstance(part.rows, list) else part.rows.to_pylist()
+    return rows
+
+
+def _array(column: Column) -> Any:
+    return pa.array(column, pa.float32() if isinstance(column, np.ndarray) else pa.string())
+
+
+def _plain(column: Column) -> list[Any]:
+    """Return a column as Python's texts and floats."""
+    if isinstance(column, np.ndarray):
+        return list(column.astype(np.float64).round(DIGITS).tolist())
+    return list(column)
+
+
+def _cell(value: Any) -> str:
+    """Return a value as the text of a CSV or TSV cell; nothing is an empty cell."""
+    if isinstance(value, str):
+        return value
+    if value is None:
+        return ""
+    if isinstance(value, bool | list | dict):
+        return json.dumps(value, ensure_ascii=False, default=_json_value)
+    return str(value)
+
+
+def _json_value(value: Any) -> Any:
+    """Return what JSON has for a value of a Parquet file that it has no type for."""
+    if isinstance(value, date | time):
+        return value.isoformat()
+    if isinstance(value, Decimal):
+        return str(value)
+    raise TypeError(f"there is no JSON for {type(value).__name__}")

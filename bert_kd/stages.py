@@ -1,0 +1,417 @@
+"""The stages of a run, one public function each; the only file that knows their order.
+
+A stage reads what earlier stages wrote, and says in a `stage.json` beside its output what made it.
+Output that is current is not made again. Output of other settings or other input is never replaced
+unasked: the stage refuses, names what changed and says which `--force` makes it again (or `--keep`
+goes on with it). Data and reports are quick to make and follow their settings by themselves.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bert_kd.config import Config, LossConfig, StudentConfig, TeacherSource
+from bert_kd.errors import StageError
+from bert_kd.progress import clock, say
+from bert_kd.store import RunFolder, Stamp, fingerprint, fingerprint_files, read_json
+
+if TYPE_CHECKING:
+    from bert_kd.data.prepare import Prepared
+    from bert_kd.evaluate.findings import Report
+    from bert_kd.runtime.bundle import Bundle
+    from bert_kd.teacher.fill import Filled
+
+STAGES = (
+    "prepare-data",
+    "train-teacher",
+    "cache-logits",
+    "train-students",
+    "evaluate",
+    "export",
+)
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """Which stages to make again (`force`), and whose output to keep though its settings changed
+    (`keep`).
+    """
+
+    force: Collection[str] = field(default_factory=frozenset)
+    keep: Collection[str] = field(default_factory=frozenset)
+
+
+@dataclass(frozen=True)
+class Member:
+    """One student to train: a configuration and a seed, or its twin that sees gold labels only."""
+
+    config: StudentConfig
+    seed: int
+    twin: bool
+
+    @property
+    def name(self) -> str:
+        return f"{self.config.name}-seed{self.seed}" + ("-twin" if self.twin else "")
+
+
+def members(config: Config) -> list[Member]:
+    """Return all students of the configuration, each followed by its twin."""
+    return [
+        Member(student, seed, twin)
+        for student in config.students
+        for seed in student.seeds
+        for twin in ((False, True) if student.twin else (False,))
+    ]
+
+
+# --- 01 ----------------------------------------------------------------------------------------
+
+
+def prepare_data(config: Config, wishes: Wishes = Wishes()) -> Prepared:
+    """Read the source, check it and write `data/`; made again when source or settings changed."""
+    from bert_kd.data.origin import source_fingerprint
+    from bert_kd.data.prepare import load_prepared, prepare
+
+    run = RunFolder(config.run)
+    stamp = Stamp(
+        "prepare-data",
+        _sections(config, "data"),
+        {"source": source_fingerprint(config.data)},
+    )
+    done = run.prepared.exists() and _is_current(run.data, stamp)
+    if done and "prepare-data" not in wishes.force:
+        say(f"prepare-data: {run.data} is current")
+        return load_prepared(run)
+    prepared = prepare(config.data, run)
+    stamp.write(run.data)
+    return prepared
+
+
+# --- 02 ----------------------------------------------------------------------------------------
+
+
+def train_teacher(config: Config, wishes: Wishes = Wishes()) -> dict[str, Any]:
+    """Fine-tune the teacher's last layers and write `teacher/`; returns the facts of
+    `teacher.json`.
+    """
+    from bert_kd.teacher.finetune import finetune
+
+    run, prepared = _with_data(config)
+    stamp = _teacher_stamp(config, prepared)
+    if _keep(run.teacher, stamp, wishes):
+        return dict(read_json(run.teacher_facts))
+    facts = finetune(config.teacher, run, prepared)
+    stamp.write(run.teacher)
+    return facts
+
+
+def _teacher_stamp(config: Config, prepared: Prepared) -> Stamp:
+    inputs = {name: prepared.fingerprints[name] for name in ("train", "validation")}
+    return Stamp(
+        "train-teacher",
+        _sections(config, "data", "teacher"),
+        inputs | {"labels": fingerprint(prepared.labels)},
+        compared=("teacher", "inputs"),
+    )
+
+
+# --- 03 ----------------------------------------------------------------------------------------
+
+
+def cache_logits(
+    config: Config, wishes: Wishes = Wishes(), part: tuple[int, int] = (1, 1)
+) -> Filled:
+    """Answer every row that the cache lacks; `part` (i, n) takes the i-th of n shares, for n
+    writers.
+    """
+    from bert_kd.teacher.fill import fill_cache
+
+    run, prepared = _with_data(config)
+    _require(run.teacher, _teacher_stamp(config, prepared), wishes)
+    filled = fill_cache(run, prepared, config.logits, part)
+    Stamp(
+        "cache-logits",
+        _sections(config, "data", "teacher", "logits"),
+        {"teacher": filled.folder.name},
+    ).write(run.logits)
+    return filled
+
+
+def _teacher_sources(config: Config, run: RunFolder) -> tuple[TeacherSource, ...]:
+    """Return the caches to learn from: those configured, else this run's own."""
+    if config.logits.teachers:
+        return config.logits.teachers
+    stamp = Stamp.read(run.logits)
+    if stamp is None:
+        raise StageError(f"{run.logits} holds no cached logits: run cache-logits first")
+    return (TeacherSource(folder=run.cache(stamp.inputs["teacher"])),)
+
+
+# --- 04 ----------------------------------------------------------------------------------------
+
+
+def train_students(config: Config, wishes: Wishes = Wishes()) -> dict[str, dict[str, Any]]:
+    """Train every student and twin from the cache; returns the validation metrics by student.
+
+    The teacher is never loaded.
+    """
+    run, prepared = _with_data(config)
+    sources = _teacher_sources(config, run)
+    due = [
+        member
+        for member in members(config)
+        if not _keep(
+            run.student(member.name), _student_stamp(config, member, prepared, sources), wishes
+        )
+    ]
+    if due:
+        from bert_kd.student.lesson import prepare_lesson, teach
+
+        for student in config.students:
+            mine = [member for member in due if member.config.name == student.name]
+            if not mine:
+                continue
+            lesson = prepare_lesson(student, config.logits, run, prepared, sources)
+            for member in mine:
+                stamp = _student_stamp(config, member, prepared, sources)
+                folder = run.student(member.name)
+                if "train-students" in wishes.force:
+                    shutil.rmtree(folder, ignore_errors=True)
+                teach(
+                    lesson,
+                    folder,
+                    name=member.name,
+                    seed=member.seed,
+                    twin=member.twin,
+                    fingerprint=fingerprint(stamp.config, stamp.inputs),
+                )
+                stamp.write(folder)
+    return {
+        member.name: read_json(run.student(member.name) / "metrics.json")
+        for member in members(config)
+    }
+
+
+def _student_stamp(
+    config: Config, member: Member, prepared: Prepared, sources: Sequence[TeacherSource]
+) -> Stamp:
+    loss = member.config.loss
+    if member.twin:  # what a twin is does not depend on the soft loss
+        loss = LossConfig(hard_weight=1.0, soft_weight=0.0, label_smoothing=loss.label_smoothing)
+    alone = member.config.model_copy(
+        update={"seeds": (member.seed,), "twin": member.twin, "loss": loss}
+    )
+    sections = _sections(config, "data", "teacher", "logits") | {
+        "students": [alone.model_dump(mode="json")]
+    }
+    inputs = {name: prepared.fingerprints[name] for name in ("train", "validation")}
+    inputs["labels"] = fingerprint(prepared.labels)
+    if not member.twin:
+        inputs["transfer"] = prepared.fingerprints.get("transfer", "none")
+        inputs["teachers"] = fingerprint(
+            [(source.folder.name, source.weight) for source in sources], config.logits.combine
+        )
+    return Stamp("train-students", sections, inputs, compared=("students", "inputs"))
+
+
+# --- 05 ----------------------------------------------------------------------------------------
+
+
+def evaluate(config: Config, wishes: Wishes = Wishes()) -> Report:
+    """Measure teacher, students and twins and write `report/`; returns what it holds."""
+    from bert_kd.assess import assess
+    from bert_kd.evaluate.report import write_report
+
+    run, prepared = _with_data(config)
+    sources = _require_students(config, run, prepared, wishes)
+    report = assess(config, run, prepared, members(config), sources)
+    write_report(report, run.report)
+    Stamp(
+        "evaluate", _sections(config, "data", "teacher", "logits", "students", "evaluate"), {}
+    ).write(run.report)
+    return report
+
+
+def _require_students(
+    config: Config, run: RunFolder, prepared: Prepared, wishes: Wishes
+) -> tuple[TeacherSource, ...]:
+    """Return the caches that the students learned from, after checking that all are finished."""
+    sources = _teacher_sources(config, run)
+    for member in members(config):
+        stamp = _student_stamp(config, member, prepared, sources)
+        _require(run.student(member.name), stamp, wishes)
+    return sources
+
+
+# --- 06 ----------------------------------------------------------------------------------------
+
+
+def best_member(config: Config, run: RunFolder, student: StudentConfig) -> Member:
+    """Return the seed of this student with the best validation metric (the first of equals)."""
+    metric = student.training.metric
+    sign = -1.0 if metric == "nll" else 1.0
+
+    def value(member: Member) -> float:
+        facts = read_json(run.student(member.name) / "metrics.json")
+        return sign * float(facts[f"validation_{metric}"])
+
+    return max((Member(student, seed, False) for seed in student.seeds), key=value)
+
+
+def export(config: Config, wishes: Wishes = Wishes()) -> list[Bundle]:
+    """Export the best seed of every student to `bundles/<name>`; returns the bundles."""
+    from bert_kd.data.rows import iterate_rows
+    from bert_kd.runtime.bundle import read_bundle
+    from bert_kd.runtime.export import export_bundle
+
+    run, prepared = _with_data(config)
+    _require_students(config, run, prepared, wishes)
+    bundles = []
+    for student in config.students:
+        member = best_member(config, run, student)
+        source, target = run.student(member.name), run.bundle(student.name)
+        stamp = Stamp(
+            "export",
+            _sections(config, "data", "teacher", "logits", "export")
+            | {"students": [student.model_dump(mode="json")]},
+            {
+                "student": fingerprint_files([source / "model.safetensors"]),
+                "report": fingerprint_files(sorted(run.report.glob("report.json"))),
+            },
+            compared=("export", "inputs"),
+        )
+        if "export" not in wishes.force and _is_current(target, stamp):
+            say(f"export: {target} is current")
+            bundles.append(read_bundle(target))
+            continue
+        rows = next(iterate_rows(run.split("validation"), config.export.check_rows))
+        bundle = export_bundle(
+            source,
+            target,
+            rows.texts,
+            rows.texts_b,
+            config.export,
+            metrics=_metrics(run, member),
+            training={"source": prepared.report["source"], **prepared.rows},
+        )
+        stamp.write(target)
+        bundles.append(bundle)
+    return bundles
+
+
+def _metrics(run: RunFolder, member: Member) -> dict[str, Any]:
+    """Return what the report says of this student, by split; empty where there is no report."""
+    path = run.report / "report.json"
+    if not path.exists():
+        return {}
+    rows = [row for row in read_json(path)["rows"] if row["name"] == member.name]
+    named = ("accuracy", "macro_f1", "agreement")
+    return {row["split"]: {key: row[key] for key in named} for row in rows}
+
+
+# --- the line ----------------------------------------------------------------------------------
+
+_FUNCTIONS: dict[str, Callable[[Config, Wishes], Any]] = {
+    "prepare-data": prepare_data,
+    "train-teacher": train_teacher,
+    "cache-logits": cache_logits,
+    "train-students": train_students,
+    "evaluate": evaluate,
+    "export": export,
+}
+
+
+def run_stages(
+    config: Config,
+    first: str = STAGES[0],
+    last: str = STAGES[-1],
+    wishes: Wishes = Wishes(),
+) -> dict[str, Any]:
+    """Run the stages from `first` to `last`; returns what each returned.
+
+    With `logits.teachers` in the configuration there is no teacher to train and nothing to cache:
+    these two stages are left out.
+    """
+    import time
+
+    results = {}
+    for stage in STAGES[STAGES.index(first) : STAGES.index(last) + 1]:
+        if config.logits.teachers and stage in ("train-teacher", "cache-logits"):
+            say(f"{stage}: left out, as logits.teachers names caches to learn from")
+            continue
+        start = time.monotonic()
+        say(f"── {stage}")
+        results[stage] = _FUNCTIONS[stage](config, wishes)
+        say(f"   {stage} took {clock(time.monotonic() - start)}")
+    return results
+
+
+# --- what is current -----------------------------------------------------------------------------
+
+
+def _sections(config: Config, *names: str) -> dict[str, Any]:
+    """Return the run folder and these sections as plain values."""
+    return config.model_dump(mode="json", include={"run", *names})
+
+
+def _with_data(config: Config) -> tuple[RunFolder, Prepared]:
+    """Return the run folder and its prepared data, which must be of the present `data` section."""
+    from bert_kd.data.prepare import load_prepared
+
+    run = RunFolder(config.run)
+    prepared = load_prepared(run)
+    stamp = Stamp.read(run.data)
+    wanted = _sections(config, "data")["data"]
+    if stamp is None or stamp.config.get("data") != wanted:
+        raise StageError(
+            f"{run.data} was prepared with other settings: run prepare-data again "
+            "(rows whose logits are cached keep them)"
+        )
+    return run, prepared
+
+
+def _is_current(folder: Path, stamp: Stamp) -> bool:
+    found = Stamp.read(folder)
+    return found is not None and not stamp.differences(found)
+
+
+def _keep(folder: Path, stamp: Stamp, wishes: Wishes) -> bool:
+    """Whether the output in `folder` stands; raises StageError where it is another's."""
+    if stamp.stage in wishes.force:
+        return False
+    found = Stamp.read(folder)
+    if found is None:
+        return False
+    differences = stamp.differences(found)
+    if not differences:
+        say(f"{stamp.stage}: {folder} is current")
+        return True
+    _refuse_unless_kept(folder, stamp, wishes, differences)
+    return True
+
+
+def _require(folder: Path, stamp: Stamp, wishes: Wishes) -> None:
+    """Raise StageError where `folder` does not hold the finished output that `stamp` stands for."""
+    found = Stamp.read(folder)
+    if found is None:
+        raise StageError(f"{folder} is not finished: run {stamp.stage} first")
+    differences = stamp.differences(found)
+    if differences:
+        _refuse_unless_kept(folder, stamp, wishes, differences)
+
+
+def _refuse_unless_kept(
+    folder: Path, stamp: Stamp, wishes: Wishes, differences: Sequence[str]
+) -> None:
+    shown = "; ".join(differences[:5]) + ("; …" if len(differences) > 5 else "")
+    if stamp.stage in wishes.keep:
+        say(f"{stamp.stage}: {folder} is kept, though it was made otherwise ({shown})")
+        return
+    raise StageError(
+        f"{folder} was made otherwise ({shown}). To make it again: --force {stamp.stage}; "
+        f"to go on with it as it is: --keep {stamp.stage}"
+    )

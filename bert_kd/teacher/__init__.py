@@ -1,0 +1,1 @@
+"""The teacher: loading, fine-tuning, and its answers into the logit cache."""

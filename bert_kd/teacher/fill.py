@@ -1,0 +1,214 @@
+"""Filling the logit cache (stage 03): the teacher's answers to all rows that have none yet.
+
+Rows are read in windows of `rows_per_shard`; each window becomes one shard, so a killed writer
+loses at most the window in hand. Texts are held a window at a time; row keys stay in memory, 17
+bytes a distinct row. Several writers can share the work: each takes the rows that its part of the
+keys falls to.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bert_kd.config import LogitsConfig
+from bert_kd.data.keys import KEY_DTYPE, Keys
+from bert_kd.data.prepare import Prepared
+from bert_kd.data.rows import iterate_rows
+from bert_kd.errors import CacheError, StageError
+from bert_kd.logits.cache import LogitCache, Manifest
+from bert_kd.logits.index import KeyIndex, index_keys
+from bert_kd.logits.manifest import read_manifest
+from bert_kd.progress import clock, progress, say
+from bert_kd.store import RunFolder, read_json
+from bert_kd.teacher.answer import Answering, measure_bf16
+from bert_kd.teacher.model import CARD, Card, Teacher, fingerprint_teacher, open_teacher, read_card
+
+SPLITS = ("train", "transfer", "validation", "test")
+SAMPLE = 256
+"""Rows on which the effect of bf16 is measured."""
+
+Part = tuple[int, int]
+"""(i, n): this writer takes the i-th of n shares of the keys, i from 1."""
+
+
+@dataclass(frozen=True)
+class Filled:
+    """What a pass over the data did; rows are distinct ones, of this writer's part."""
+
+    rows: int
+    computed: int
+    reused: int
+    """Rows that had an answer already."""
+    shards: int
+    """Shards written."""
+    folder: Path
+    seconds: float
+    cut: int
+    """Computed rows whose text was longer than the teacher's maximum length."""
+
+
+@dataclass
+class _Window:
+    """Rows to be answered next."""
+
+    keys: list[Keys]
+    texts: list[str]
+    texts_b: list[str]
+    """Empty where there are single texts."""
+
+
+def fill_cache(
+    run: RunFolder, prepared: Prepared, config: LogitsConfig, part: Part = (1, 1)
+) -> Filled:
+    """Compute the answers that the cache of this run's teacher lacks, and only these.
+
+    Raises StageError where teacher and data do not belong together, CacheError where the cache
+    can't take the answers.
+    """
+    started = time.monotonic()
+    card = read_card(run.teacher)
+    _check(card, prepared, run)
+    fingerprint = fingerprint_teacher(run.teacher, config.precision)
+    folder = run.cache(fingerprint)
+    splits = [name for name in SPLITS if name in prepared.rows]
+    wanted = _distinct_keys(run, splits, part)
+    is_open = np.ones(len(wanted), dtype=np.bool_)  # [distinct rows]
+    manifest = read_manifest(folder)
+    cache = (
+        None if manifest is None else LogitCache.create(folder, _agreed(manifest, config, folder))
+    )
+    if cache is not None:
+        is_open = cache.missing(wanted.keys())
+    missing = int(is_open.sum())
+
+    shards, cut = 0, 0
+    if missing:
+        teacher = open_teacher(run.teacher)
+        if cache is None:
+            manifest = _new_manifest(run, teacher, fingerprint, config, splits)
+            cache = LogitCache.create(folder, manifest)
+        features = cache.manifest.feature_size is not None
+        answering = Answering(teacher, config.precision, config.tokens_per_batch, features)
+        done = len(wanted) - missing
+        with progress("asking the teacher", len(wanted), "rows", done=done) as advance:
+            for window in _windows(run, splits, wanted, is_open, config.rows_per_shard):
+                answers = answering(window.texts, window.texts_b or None, advance)
+                cache.append(np.concatenate(window.keys), answers.logits, answers.features)
+                shards += 1
+        cut = answering.cut
+
+    filled = Filled(
+        rows=len(wanted),
+        computed=missing,
+        reused=len(wanted) - missing,
+        shards=shards,
+        folder=folder,
+        seconds=round(time.monotonic() - started, 3),
+        cut=cut,
+    )
+    say(
+        f"logit cache {folder}: {filled.rows:,} distinct rows, {filled.computed:,} computed "
+        f"({filled.shards} shards), {filled.reused:,} reused; took {clock(filled.seconds)}"
+    )
+    if cut:
+        say(
+            f"{cut:,} texts are longer than the teacher's {card.max_length} wordpieces and were cut"
+        )
+    return filled
+
+
+def _check(card: Card, prepared: Prepared, run: RunFolder) -> None:
+    if card.labels != prepared.labels or card.pair != prepared.pair:
+        mine = ", ".join(prepared.labels) + (" (pairs)" if prepared.pair else "")
+        theirs = ", ".join(card.labels) + (" (pairs)" if card.pair else "")
+        raise StageError(
+            f"the teacher in {run.teacher} answers {theirs}, but the data now has {mine}: "
+            "run train-teacher again"
+        )
+
+
+def _agreed(manifest: Manifest, config: LogitsConfig, folder: Path) -> Manifest:
+    """Return the manifest of the cache that is there; more features than asked for are no harm."""
+    if config.features and manifest.feature_size is None:
+        raise CacheError(
+            f"the logit cache {folder} holds no features: remove it to have all answers computed "
+            "again with features, or set logits.features = false"
+        )
+    return manifest
+
+
+def _new_manifest(
+    run: RunFolder, teacher: Teacher, fingerprint: str, config: LogitsConfig, splits: list[str]
+) -> Manifest:
+    facts: dict[str, Any] = {
+        "model": read_json(run.teacher / CARD)["base"],
+        "max_length": teacher.max_length,
+    }
+    if config.precision == "bf16":
+        sample = next(iterate_rows(run.split(splits[0]), SAMPLE))
+        effect = measure_bf16(teacher, sample.texts, sample.texts_b, config.tokens_per_batch)
+        say(
+            f"bf16 moves the logits of {effect.rows} rows by {effect.mean:.5f} on average and "
+            f"{effect.largest:.5f} at most; {effect.agreement:.2%} keep their best class"
+        )
+        facts["effect_of_bf16"] = asdict(effect)
+    return Manifest(
+        teacher=fingerprint,
+        labels=teacher.labels,
+        precision=config.precision,
+        feature_size=int(teacher.model.config.hidden_size) if config.features else None,
+        facts=facts,
+    )
+
+
+def _distinct_keys(run: RunFolder, splits: list[str], part: Part) -> KeyIndex:
+    found = [np.zeros(0, dtype=KEY_DTYPE)]
+    for split in splits:
+        for rows in iterate_rows(run.split(split)):
+            found.append(rows.keys[_falls_to(rows.keys, part)])
+    return index_keys(np.concatenate(found))
+
+
+def _falls_to(keys: Keys, part: Part) -> npt.NDArray[np.bool_]:
+    """Return which of `keys` fall to this part, shape [rows]."""
+    index, parts = part
+    if not 1 <= index <= parts:
+        raise CacheError(
+            f"part {index}/{parts} of the rows: give one from 1/{parts} to {parts}/{parts}"
+        )
+    mine: npt.NDArray[np.bool_] = keys["low"].astype(np.uint64) % np.uint64(parts) == index - 1
+    return mine
+
+
+def _windows(
+    run: RunFolder,
+    splits: list[str],
+    wanted: KeyIndex,
+    is_open: npt.NDArray[np.bool_],
+    size: int,
+) -> Iterator[_Window]:
+    """Yield the rows whose key is open, each key once, `size` at a time, and close the keys."""
+    window = _Window([], [], [])
+    for split in splits:
+        for rows in iterate_rows(run.split(split)):
+            place = wanted.find(rows.keys)  # [rows], −1: falls to another part
+            for row in np.flatnonzero((place >= 0) & is_open[place]):
+                if not is_open[place[row]]:  # the same text stood in a row just before
+                    continue
+                is_open[place[row]] = False
+                window.keys.append(rows.keys[row : row + 1])
+                window.texts.append(rows.texts[row])
+                if rows.texts_b is not None:
+                    window.texts_b.append(rows.texts_b[row])
+                if len(window.texts) == size:
+                    yield window
+                    window = _Window([], [], [])
+    if window.texts:
+        yield window

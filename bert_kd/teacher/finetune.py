@@ -1,0 +1,167 @@
+"""Fine-tuning the teacher (stage 02) with `transformers.Trainer`; an already fine-tuned one is
+taken in as it is.
+
+Reads `data/train.parquet` and `data/validation.parquet`, writes the teacher folder. Texts are
+tokenised once into one array; batches hold rows of similar length and are padded to their own
+longest. After `kill -9` the same call goes on from the last whole checkpoint and ends with the same
+weights.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bert_kd.config import TeacherConfig
+from bert_kd.data.prepare import Prepared
+from bert_kd.data.rows import iterate_rows
+from bert_kd.errors import TeacherError
+from bert_kd.progress import clock, progress, say
+from bert_kd.store import RunFolder, fingerprint, fingerprint_files
+from bert_kd.teacher.checkpoints import Checkpoint, last_whole, prepare_folder
+from bert_kd.teacher.encoding import encode
+from bert_kd.teacher.model import (
+    WEIGHTS,
+    Card,
+    Teacher,
+    load_base,
+    load_finished,
+    load_weights,
+    locate_model,
+    save_teacher,
+)
+from bert_kd.teacher.objective import GREATER_IS_BETTER
+from bert_kd.teacher.parts import freeze
+from bert_kd.teacher.trainer import Examples, Plan, make_trainer, out_of_patience, train
+
+
+def finetune(config: TeacherConfig, run: RunFolder, prepared: Prepared) -> dict[str, Any]:
+    """Write the teacher folder of `run` and return the content of its `teacher.json`.
+
+    Raises TeacherError for a model, labels or settings that don't fit; the message says what to
+    change.
+    """
+    if not config.fine_tune:
+        return _take_in(config, run, prepared)
+    started = time.monotonic()
+    teacher = load_base(config, prepared.labels)
+    trainable = freeze(teacher.model, config.unfreeze.last_layers)
+    say(f"teacher {config.model}: {trainable.describe()}")
+    examples = _read(run, prepared, "train", teacher)
+    validation = _read(run, prepared, "validation", teacher)
+
+    settings = _fingerprint(config, prepared)
+    prepare_folder(run.teacher_checkpoints, settings)
+    checkpoint = last_whole(run.teacher_checkpoints)
+    plan = Plan.of(config, len(examples.gold))
+    if checkpoint is not None:
+        say(f"resuming the teacher's training from step {checkpoint.step} of {plan.steps}")
+    if checkpoint is None or not _is_over(checkpoint, config, plan):
+        trainer = make_trainer(config, run, teacher, plan, examples, validation)
+        train(trainer, plan, checkpoint)
+        checkpoint = last_whole(run.teacher_checkpoints)
+    if checkpoint is None:
+        raise RuntimeError(f"no checkpoint in {run.teacher_checkpoints} after the training")
+
+    history = _history(checkpoint.state)
+    best_step = int(checkpoint.state["best_global_step"])
+    load_weights(teacher.model, run.teacher_checkpoints / f"checkpoint-{best_step}" / WEIGHTS)
+    card = Card(prepared.labels, prepared.pair, config.max_length, config.head_units)
+    facts = {
+        "base": config.model,
+        "fine_tuned": True,
+        "trainable": trainable.facts(),
+        "metric": config.metric,
+        "best": next(entry for entry in history if entry["step"] == best_step),
+        "history": history,
+        "steps": checkpoint.step,
+        "cut": {"train": examples.encoded.cut, "validation": validation.encoded.cut},
+        "data": {name: prepared.fingerprints[name] for name in ("train", "validation")},
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    content = save_teacher(run.teacher, teacher, card, facts)
+    shutil.rmtree(run.teacher_checkpoints)
+    best = content["best"]
+    say(
+        f"teacher: {config.metric} {best[config.metric]:.4f} on validation "
+        f"(the best of {len(history)}, after {best['epoch']:.2f} epochs); "
+        f"took {clock(content['seconds'])}"
+    )
+    return content
+
+
+def _take_in(config: TeacherConfig, run: RunFolder, prepared: Prepared) -> dict[str, Any]:
+    """Copy a fine-tuned model into the run as it is, its labels matched with the data's."""
+    teacher, head_units = load_finished(config, prepared.labels)
+    card = Card(prepared.labels, prepared.pair, config.max_length, head_units, teacher.column_order)
+    parameters = sum(parameter.numel() for parameter in teacher.model.parameters())
+    facts = {"base": config.model, "fine_tuned": False, "parameters": parameters, "history": []}
+    order = "in the data's order" if card.column_order is None else "reordered to the data's order"
+    say(f"teacher {config.model}: used as it is, {parameters:,} parameters, its classes {order}")
+    return save_teacher(run.teacher, teacher, card, facts)
+
+
+def _read(run: RunFolder, prepared: Prepared, split: str, teacher: Teacher) -> Examples:
+    gold: list[npt.NDArray[np.int64]] = []
+
+    def parts() -> Iterator[tuple[list[str], list[str] | None]]:
+        with progress(f"tokenising {split}", prepared.rows[split], "rows") as advance:
+            for rows in iterate_rows(run.split(split)):
+                kept = np.flatnonzero(rows.labels >= 0)
+                gold.append(rows.labels[kept])
+                pairs = rows.texts_b
+                yield (
+                    [rows.texts[index] for index in kept],
+                    None if pairs is None else [pairs[index] for index in kept],
+                )
+                advance(len(rows))
+
+    encoded = encode(teacher.tokenizer, parts(), teacher.max_length)
+    if not len(encoded):
+        raise TeacherError(f"{run.split(split)} holds no row with a label: the teacher can't learn")
+    if encoded.cut:
+        say(
+            f"{split}: {encoded.cut:,} of {len(encoded):,} texts are longer than "
+            f"teacher.max_length = {teacher.max_length} wordpieces and are cut"
+        )
+    return Examples(encoded, np.concatenate(gold))
+
+
+def _fingerprint(config: TeacherConfig, prepared: Prepared) -> str:
+    """Return the fingerprint of all that a checkpoint depends on."""
+    source = locate_model(config.model)
+    weights = (
+        source
+        if isinstance(source, str)
+        else fingerprint_files(sorted([*source.glob("*.safetensors"), *source.glob("*.bin")]))
+    )
+    data = {name: prepared.fingerprints[name] for name in ("train", "validation")}
+    return fingerprint(config.model_dump(), weights, prepared.labels, prepared.pair, data)
+
+
+def _history(state: dict[str, Any]) -> list[dict[str, float]]:
+    """Return the evaluations: step, epoch, metrics, and the last training loss before each."""
+    history, loss = [], math.nan
+    for entry in state["log_history"]:
+        loss = entry.get("loss", loss)
+        if "eval_nll" in entry:
+            history.append(
+                {
+                    "step": entry["step"],
+                    "epoch": entry["epoch"],
+                    "train_loss": loss,
+                    **{name: entry[f"eval_{name}"] for name in GREATER_IS_BETTER},
+                }
+            )
+    return history
+
+
+def _is_over(checkpoint: Checkpoint, config: TeacherConfig, plan: Plan) -> bool:
+    """Whether training had ended with this checkpoint and only the teacher folder is missing."""
+    return checkpoint.step >= plan.steps or out_of_patience(checkpoint.state["log_history"], config)

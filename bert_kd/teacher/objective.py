@@ -1,0 +1,79 @@
+"""What fine-tuning minimises (cross-entropy, class weights, smoothing) and is judged by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.metrics import f1_score
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from bert_kd.errors import TeacherError
+
+GREATER_IS_BETTER = {"accuracy": True, "macro_f1": True, "nll": False}
+
+
+def class_weights(
+    setting: Literal["none", "balanced"] | Sequence[float],
+    gold: npt.NDArray[np.int64],
+    labels: Sequence[str],
+) -> Tensor:
+    """Return one weight a class, shape [classes].
+
+    `balanced` is rows / (classes × rows of the class), as in King and Zeng 2001 and scikit-learn; a
+    class without rows has weight 1. Raises TeacherError where a list has another length than
+    `labels`.
+    """
+    if setting == "none":
+        return torch.ones(len(labels))
+    if setting == "balanced":
+        counts = np.bincount(gold, minlength=len(labels))  # [classes]
+        weights = np.where(counts > 0, len(gold) / (len(labels) * np.maximum(counts, 1)), 1.0)
+        return torch.from_numpy(weights.astype(np.float32))
+    if len(setting) != len(labels):
+        raise TeacherError(
+            f"teacher.class_weights gives {len(setting)} weights, but the data has {len(labels)} "
+            f"classes: one each, in the order {', '.join(labels)}"
+        )
+    return torch.tensor([float(weight) for weight in setting])
+
+
+def weighted_loss(
+    logits: Tensor,
+    gold: Tensor,
+    weights: Tensor,
+    smoothing: float,
+    total_weight: Tensor | None = None,
+) -> Tensor:
+    """Return the weighted cross-entropy against smoothed labels, a scalar.
+
+    With q = (1 − ε)·onehot(y) + ε/C: sum over rows of Σ_c w_c · q_c · (−log p_c), divided by the
+    sum of w_y, which is what `torch.nn.functional.cross_entropy` does with `weight` and
+    `label_smoothing` together. `total_weight` is the sum of w_y where this batch is one part of an
+    accumulated batch: the parts then add up to the loss of the whole.
+    """
+    weights = weights.to(logits.device)
+    summed = cross_entropy(
+        logits.float(), gold, weight=weights, label_smoothing=smoothing, reduction="sum"
+    )
+    return summed / (weights[gold].sum() if total_weight is None else total_weight)
+
+
+def measure(logits: npt.NDArray[Any], gold: npt.NDArray[np.int64]) -> dict[str, float]:
+    """Return accuracy, macro F1 and mean negative log-likelihood of `logits` [rows, classes]."""
+    logits = logits.astype(np.float64)
+    shifted = logits - logits.max(axis=1, keepdims=True)  # [rows, classes]
+    log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    answers = logits.argmax(axis=1)  # [rows]
+    classes = list(range(logits.shape[1]))
+    return {
+        "accuracy": float((answers == gold).mean()),
+        "macro_f1": float(
+            f1_score(gold, answers, labels=classes, average="macro", zero_division=0)
+        ),
+        "nll": float(-log_probabilities[np.arange(len(gold)), gold].mean()),
+    }

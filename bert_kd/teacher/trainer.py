@@ -1,0 +1,326 @@
+"""`transformers.Trainer` with our batches, our loss and our progress line.
+
+Here: the plan of steps and evaluations, batches of similar length, and what happens at each step.
+Its own bars and prints are off and it reports to no service. One process trains on one device.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from transformers import (
+    EvalPrediction,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from bert_kd.config import TeacherConfig
+from bert_kd.data.batches import bucketed_batches
+from bert_kd.errors import TeacherError
+from bert_kd.progress import Advance, progress, say
+from bert_kd.store import RunFolder
+from bert_kd.teacher.checkpoints import KEPT, Checkpoint, mark_complete
+from bert_kd.teacher.encoding import Encoded, Padding, batch
+from bert_kd.teacher.memory import out_of_memory
+from bert_kd.teacher.model import Teacher, quiet
+from bert_kd.teacher.objective import GREATER_IS_BETTER, class_weights, measure, weighted_loss
+
+SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
+NO_SPACE = ("No space left", "file write failed")
+"""How safetensors and torch.save put a full disk."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """One split, tokenised, with its gold labels; rows without a label are left out."""
+
+    encoded: Encoded
+    gold: npt.NDArray[np.int64]  # [rows]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many steps there are and after which of them the teacher is evaluated."""
+
+    steps: int
+    steps_per_epoch: int
+    evaluations_per_epoch: int
+
+    @staticmethod
+    def of(config: TeacherConfig, rows: int) -> Plan:
+        """Return the plan for a training set of `rows` rows."""
+        batches = math.ceil(rows / config.batch_size)
+        per_epoch = math.ceil(batches / config.gradient_accumulation)
+        return Plan(math.ceil(config.epochs * per_epoch), per_epoch, config.evaluations_per_epoch)
+
+    def evaluates_after(self, step: int) -> bool:
+        """Whether step `step` (from 1) ends one of the equal parts of an epoch, or the training."""
+        per_epoch, parts = self.steps_per_epoch, self.evaluations_per_epoch
+        return step >= self.steps or step * parts // per_epoch > (step - 1) * parts // per_epoch
+
+
+class _Rows(Dataset[int]):
+    """Row numbers; the collator turns them into a batch."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __getitem__(self, row: int) -> int:
+        return row
+
+
+class _Buckets(Sampler[list[int]]):
+    """Shuffled batches of similar length, in an order that goes by seed and epoch alone."""
+
+    def __init__(self, lengths: npt.NDArray[np.int64], batch_size: int, seed: int) -> None:
+        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.lengths) / self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = np.random.default_rng((self.seed, self.epoch))
+        for rows in bucketed_batches(self.lengths, self.batch_size, generator):
+            yield rows.tolist()
+
+
+class TeacherTrainer(Trainer):
+    """The Trainer with our batches and our loss."""
+
+    def __init__(
+        self,
+        *,
+        padding: Padding,
+        train: Examples,
+        validation: Examples,
+        weights: Tensor,
+        **settings: Any,
+    ) -> None:
+        self.padding, self.train_examples, self.validation_examples = padding, train, validation
+        self.class_weights = weights
+        super().__init__(
+            train_dataset=_Rows(len(train.gold)),
+            eval_dataset=_Rows(len(validation.gold)),
+            **settings,
+        )
+
+    def _loader(self, examples: Examples, batches: Sampler[list[int]]) -> DataLoader[Any]:
+        def collate(rows: list[int]) -> dict[str, Tensor]:
+            chosen = np.asarray(rows, dtype=np.int64)
+            inputs = batch(examples.encoded, chosen, self.padding)
+            return {**inputs, "labels": torch.from_numpy(examples.gold[chosen])}
+
+        loader: DataLoader[Any] = DataLoader(
+            _Rows(len(examples.gold)), batch_sampler=batches, collate_fn=collate
+        )
+        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
+        return prepared
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Return shuffled batches of similar length."""
+        lengths = self.train_examples.encoded.tokens.lengths
+        buckets = _Buckets(lengths, self.args.per_device_train_batch_size, self.args.seed)
+        return self._loader(self.train_examples, buckets)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """Return the validation rows in batches of similar length: metrics know no order."""
+        lengths = self.validation_examples.encoded.tokens.lengths
+        buckets = _Buckets(lengths, self.args.per_device_eval_batch_size, self.args.seed)
+        return self._loader(self.validation_examples, buckets)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor]:
+        """Return the parts of one accumulated batch and the sum of their rows' class weights."""
+        parts, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        total = sum(float(self.class_weights[part["labels"].cpu()].sum()) for part in parts)
+        return parts, torch.tensor(total, device=device)
+
+
+class _Flow(TrainerCallback):
+    """When to evaluate, save and stop, and what the user sees of it."""
+
+    def __init__(self, config: TeacherConfig, plan: Plan) -> None:
+        self.config, self.plan = config, plan
+        self.advance: Advance | None = None
+        self.loss = ""
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if self.advance is not None:
+            self.advance(1, self.loss)
+        if self.plan.evaluates_after(state.global_step):
+            control.should_evaluate = control.should_save = True
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **given: Any,
+    ) -> None:
+        logs: dict[str, float] = given["logs"]
+        if "loss" in logs:
+            best = (
+                ""
+                if state.best_metric is None
+                else f", best {self.config.metric} {state.best_metric:.4f}"
+            )
+            self.loss = f"loss {logs['loss']:.4f}{best}"
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **given: Any,
+    ) -> None:
+        metrics: dict[str, float] = given["metrics"]
+        if not math.isfinite(metrics["eval_nll"]):
+            raise TeacherError(
+                f"the teacher's training diverged (its answers at step {state.global_step} are not "
+                "finite): lower teacher.learning_rate or raise teacher.warmup"
+            )
+        say(
+            f"epoch {state.epoch:.2f}: accuracy {metrics['eval_accuracy']:.4f}, "
+            f"macro F1 {metrics['eval_macro_f1']:.4f}, NLL {metrics['eval_nll']:.4f} on validation"
+        )
+        if out_of_patience(state.log_history, self.config):
+            say(f"stopping: no better {self.config.metric} in {self.config.patience} evaluations")
+            control.should_training_stop = True
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        mark_complete(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
+
+
+def make_trainer(
+    config: TeacherConfig,
+    run: RunFolder,
+    teacher: Teacher,
+    plan: Plan,
+    train: Examples,
+    validation: Examples,
+) -> TeacherTrainer:
+    """Return a Trainer for `teacher`, its frozen parts as they are."""
+    if config.bf16 and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
+        raise TeacherError(
+            "teacher.bf16 = true, but this GPU can't compute in bf16: set it to false"
+        )
+    weights = class_weights(config.class_weights, train.gold, teacher.labels)
+
+    def loss(outputs: Any, gold: Tensor, num_items_in_batch: Tensor | None = None) -> Tensor:
+        return weighted_loss(
+            outputs["logits"], gold, weights, config.label_smoothing, num_items_in_batch
+        )
+
+    def metrics(answers: EvalPrediction) -> dict[str, float]:
+        logits = answers.predictions
+        # Some architectures return more than the logits, after them.
+        logits = logits[0] if isinstance(logits, tuple) else logits
+        return measure(logits, np.asarray(answers.label_ids))
+
+    with quiet():
+        arguments = TrainingArguments(
+            output_dir=str(run.teacher_checkpoints),
+            max_steps=plan.steps,
+            per_device_train_batch_size=config.batch_size,
+            per_device_eval_batch_size=config.batch_size,
+            gradient_accumulation_steps=config.gradient_accumulation,
+            learning_rate=config.learning_rate,
+            weight_decay=config.weight_decay,
+            warmup_steps=math.ceil(config.warmup * plan.steps),
+            lr_scheduler_type=SCHEDULES[config.schedule],
+            bf16=config.bf16,
+            use_cpu=not torch.cuda.is_available(),
+            seed=config.seed,
+            # `_Flow` says when, in equal parts of an epoch; so the Trainer must not.
+            eval_strategy="steps",
+            eval_steps=plan.steps,
+            save_strategy="steps",
+            save_steps=plan.steps,
+            save_total_limit=KEPT,
+            metric_for_best_model=config.metric,
+            greater_is_better=GREATER_IS_BETTER[config.metric],
+            logging_steps=max(plan.steps // 200, 1),
+            report_to=[],
+            disable_tqdm=True,
+            log_level="error",
+            label_names=["labels"],
+            remove_unused_columns=False,
+        )
+        # One process, one GPU: the Trainer would multiply the batch size by their number.
+        arguments._n_gpu = min(arguments.n_gpu, 1)
+        trainer = TeacherTrainer(
+            model=teacher.model,
+            args=arguments,
+            padding=Padding.of(teacher.tokenizer),
+            train=train,
+            validation=validation,
+            weights=weights,
+            compute_loss_func=loss,
+            compute_metrics=metrics,
+            callbacks=[_Flow(config, plan)],
+        )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def train(trainer: TeacherTrainer, plan: Plan, checkpoint: Checkpoint | None) -> None:
+    """Train to the end of `plan`, from `checkpoint` if there is one; checkpoints are what is left
+    of it.
+
+    Raises TeacherError where memory or disk run out, or the training diverges.
+    """
+    flow = next(found for found in trainer.callback_handler.callbacks if isinstance(found, _Flow))
+    done = 0 if checkpoint is None else checkpoint.step
+    resume = None if checkpoint is None else str(checkpoint.folder)
+    try:
+        with quiet(), progress("training the teacher", plan.steps, "steps", done=done) as advance:
+            flow.advance = advance
+            trainer.train(resume_from_checkpoint=resume)
+    except (OSError, RuntimeError, MemoryError, SafetensorError) as error:
+        if out_of_memory(error):
+            raise TeacherError(
+                "memory ran out while the teacher trained: halve teacher.batch_size and double "
+                "teacher.gradient_accumulation (the same training), or lower teacher.max_length"
+            ) from error
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or any(phrase in str(error) for phrase in NO_SPACE):
+            raise TeacherError(
+                f"no space left on the disk of {trainer.args.output_dir}: free some and run "
+                "the same command again; it goes on from the last whole checkpoint"
+            ) from error
+        raise
+
+
+def out_of_patience(log_history: list[dict[str, float]], config: TeacherConfig) -> bool:
+    """Whether the last `patience` evaluations were no better than the best before them."""
+    if not config.patience:
+        return False
+    sign = 1.0 if GREATER_IS_BETTER[config.metric] else -1.0
+    values = [sign * entry[f"eval_{config.metric}"] for entry in log_history if "eval_nll" in entry]
+    return bool(values) and len(values) - 1 - int(np.argmax(values)) >= config.patience

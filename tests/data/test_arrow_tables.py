@@ -1,0 +1,79 @@
+"""Parquet files as sources."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from bert_kd.data.arrow_tables import count_parquet_rows, read_parquet
+from bert_kd.data.tables import BATCH_ROWS, Columns
+from bert_kd.errors import DataError
+
+SINGLE = Columns("text", label="label")
+
+
+@pytest.fixture
+def table(folder):
+    """Write columns as a Parquet file."""
+
+    def write_table(**columns):
+        path = folder / "train.parquet"
+        pq.write_table(pa.table(columns), path)
+        return path
+
+    return write_table
+
+
+def refused(path, columns=SINGLE):
+    with pytest.raises(DataError) as caught:
+        list(read_parquet(path, columns))
+    return str(caught.value)
+
+
+def test_columns_are_read_by_name_in_batches_with_row_numbers(table):
+    count = BATCH_ROWS + 3
+    path = table(
+        more=pa.array(range(count)),
+        label=pa.array([number % 3 for number in range(count)], pa.int8()),
+        text=pa.array([f"text {number}" for number in range(count)], pa.large_string()),
+    )
+    batches = list(read_parquet(path, SINGLE))
+    assert [len(batch) for batch in batches] == [BATCH_ROWS, 3]
+    assert batches[1].texts == [f"text {BATCH_ROWS + number}" for number in range(3)]
+    assert batches[1].lines == [BATCH_ROWS + number for number in (1, 2, 3)]
+    assert batches[0].labels[:4] == [0, 1, 2, 0]
+    assert count_parquet_rows(path) == count
+
+
+def test_categories_and_nulls_are_understood(table):
+    labels = pa.array(["no", None, "yes"]).dictionary_encode()
+    batch = next(read_parquet(table(text=["a", None, "c"], label=labels), SINGLE))
+    assert batch.texts == ["a", "", "c"]
+    assert batch.labels == ["no", None, "yes"]
+
+
+def test_pairs_are_read(table):
+    path = table(first=["a"], second=["b"], label=[1])
+    batch = next(read_parquet(path, Columns("first", "second", "label")))
+    assert (batch.texts, batch.texts_b) == (["a"], ["b"])
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"text": [1, 2], "label": [0, 1]}, "row 1: the column 'text' holds 1 (int)"),
+        ({"text": ["a", "b"], "label": [1.0, 1.5]}, "row 1: the label column 'label' holds 1.0"),
+        ({"text": ["a", "b"], "label": [True, False]}, "holds True (bool)"),
+        ({"text": [b"a", b"b"], "label": [1, 0]}, "holds b'a' (bytes)"),
+        ({"txt": ["a", "b"], "label": [1, 0]}, "no column 'text' (did you mean 'txt'?)"),
+    ],
+)
+def test_wrong_types_and_columns_are_refused_with_their_row(table, columns, words):
+    path = table(**columns)
+    message = refused(path)
+    assert str(path) in message and words in message
+
+
+def test_text_that_is_not_utf8_is_refused_with_its_row(table):
+    data = pa.array([b"good", b"caf\xe9"], pa.binary())
+    text = pa.Array.from_buffers(pa.string(), 2, data.buffers())
+    assert "row 2: the column 'text' is not UTF-8" in refused(table(text=text, label=[0, 1]))

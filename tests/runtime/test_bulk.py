@@ -1,0 +1,316 @@
+"""Files in, the same files with answers out: nothing lost, nothing out of order, nothing half."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import gzip
+import itertools
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from small_students import TEXTS, WORDS
+
+from bert_kd.errors import BundleError, DataError
+from bert_kd.runtime.bulk import predict_file
+from bert_kd.runtime.predictor import load
+
+ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet", ".csv.gz", ".jsonl.gz", ".tsv.gz")
+ROWS = [{"id": str(at), "text": text, "note": f"n{at}"} for at, text in enumerate(TEXTS)]
+
+
+@pytest.fixture(scope="module")
+def predictor(bundle):
+    return load(bundle, threads=1)
+
+
+@pytest.fixture(scope="module")
+def pair_predictor(pair_bundle):
+    return load(pair_bundle, threads=1)
+
+
+def opened(path, mode):
+    return (gzip.open if path.suffix == ".gz" else open)(
+        path, mode + "t", encoding="utf-8", newline=""
+    )
+
+
+def save(path, rows):
+    """Write rows with the plainest means there are."""
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+        return path
+    with opened(path, "w") as file:
+        if ".jsonl" in path.name:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+        elif ".tsv" in path.name:
+            lines = [list(rows[0]), *(row.values() for row in rows)]
+            file.writelines("\t".join(line) + "\n" for line in lines)
+        else:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    return path
+
+
+def read(path):
+    if path.suffix == ".parquet":
+        return pq.read_table(path).to_pylist()
+    with opened(path, "r") as file:
+        if ".jsonl" in path.name:
+            return [json.loads(line) for line in file]
+        if ".tsv" in path.name:
+            lines = [line.rstrip("\n").split("\t") for line in file]
+            return [dict(zip(lines[0], line, strict=True)) for line in lines[1:]]
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize(("before", "after"), [*itertools.product(ENDINGS, ENDINGS[:5])])
+def test_any_format_to_any_format(predictor, tmp_path, before, after):
+    source = save(tmp_path / f"in{before}", ROWS)
+    output = tmp_path / f"out{after}"
+
+    done = predict_file(predictor, source, output, batch_rows=3, probabilities=True)
+
+    rows = read(output)
+    assert list(rows[0]) == [
+        "id",
+        "text",
+        "note",
+        "label",
+        "score",
+        "score_negative",
+        "score_neutral",
+        "score_positive",
+    ]
+    assert [{key: row[key] for key in ROWS[0]} for row in rows] == ROWS
+    probabilities = predictor.probabilities(TEXTS)
+    assert [row["label"] for row in rows] == [
+        predictor.labels[at] for at in probabilities.argmax(-1)
+    ]
+    found = [[float(row[f"score_{label}"]) for label in predictor.labels] for row in rows]
+    np.testing.assert_allclose(found, probabilities, atol=1e-6)
+    assert [float(row["score"]) for row in rows] == [max(scores) for scores in found]
+    assert done.rows == len(ROWS)
+    assert done.columns == tuple(rows[0])[3:]
+    assert done.rows_per_second == pytest.approx(done.rows / done.seconds)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_many_parts_keep_their_order(predictor, tmp_path):
+    random = np.random.default_rng(0)
+    texts = [" ".join(random.choice(WORDS, random.integers(1, 20))) for _ in range(1000)]
+    source = save(tmp_path / "in.parquet", [{"at": at, "t": text} for at, text in enumerate(texts)])
+    predict_file(predictor, source, tmp_path / "out.parquet", text="t", batch_rows=64)
+    table = pq.read_table(tmp_path / "out.parquet")
+    assert table["at"].to_pylist() == list(range(1000))
+    expected = predictor.probabilities(texts).max(-1)
+    np.testing.assert_allclose(table["score"].to_numpy(), expected, atol=1e-6)
+
+
+def test_one_part_is_in_memory_at_a_time(predictor, tmp_path, monkeypatch):
+    source = save(tmp_path / "in.csv", ROWS * 10)
+    sizes = []
+    honest = type(predictor).probabilities
+
+    def watched(self, texts, texts_b=None):
+        sizes.append(len(texts))
+        return honest(self, texts, texts_b)
+
+    monkeypatch.setattr(type(predictor), "probabilities", watched)
+    predict_file(predictor, source, tmp_path / "out.csv", batch_rows=32)
+    assert sizes == [32, 32, 6]
+
+
+def test_pairs(pair_predictor, tmp_path):
+    source = save(tmp_path / "in.tsv", [{"a": "a film", "b": "very long"}, {"a": "bad", "b": ""}])
+    predict_file(pair_predictor, source, tmp_path / "out.jsonl", text="a", text_b="b")
+    answer = pair_predictor({"text": "a film", "text_pair": "very long"})
+    row = read(tmp_path / "out.jsonl")[0]
+    assert row["label"] == answer["label"]
+    assert row["score"] == pytest.approx(answer["score"], abs=1e-6)
+
+
+def test_a_label_column_of_the_input_stays(predictor, tmp_path):
+    rows = [{"text": "a film", "label": "positive", "score": "7"}]
+    predict_file(predictor, save(tmp_path / "in.csv", rows), tmp_path / "out.csv")
+    row = read(tmp_path / "out.csv")[0]
+    assert (row["label"], row["score"]) == ("positive", "7")
+    assert row["predicted_label"] in predictor.labels
+    assert 0 < float(row["predicted_score"]) < 1
+
+
+def test_columns_that_leave_no_name_are_refused(predictor, tmp_path):
+    rows = [{"text": "a", "label": "b", "predicted_label": "c"}]
+    with pytest.raises(DataError, match="has a column 'predicted_label' already"):
+        predict_file(predictor, save(tmp_path / "in.csv", rows), tmp_path / "out.csv")
+    source = save(tmp_path / "in.jsonl", [{"text": "a"}, {"text": "b", "score": 1}])
+    with pytest.raises(DataError, match="line 2 or later: the key 'score'"):
+        predict_file(predictor, source, tmp_path / "out.jsonl", batch_rows=1)
+
+
+def test_types_live_on_from_parquet_to_parquet(predictor, tmp_path):
+    table = pa.table(
+        {
+            "text": pa.array(["a film", None]).dictionary_encode(),
+            "when": pa.array([datetime.datetime(2020, 1, 2), None], pa.timestamp("ms")),
+            "tags": pa.array([["x"], []], pa.list_(pa.string())),
+            "raw": pa.array([b"\x00", b"\xff"]),
+            "count": pa.array([1, 2], pa.int8()),
+        }
+    )
+    pq.write_table(table, tmp_path / "in.parquet")
+    predict_file(predictor, tmp_path / "in.parquet", tmp_path / "out.parquet")
+    result = pq.read_table(tmp_path / "out.parquet")
+    assert result.drop_columns(["label", "score"]).equals(table)
+    assert result.schema.field("score").type == pa.float32()
+
+
+def test_parquet_as_text(predictor, tmp_path):
+    table = pa.table(
+        {
+            "text": ["a film"],
+            "when": [datetime.date(2020, 1, 2)],
+            "tags": [["ä", "b"]],
+            "yes": [True],
+            "none": pa.array([None], pa.int64()),
+        }
+    )
+    pq.write_table(table, tmp_path / "in.parquet")
+    predict_file(predictor, tmp_path / "in.parquet", tmp_path / "out.csv")
+    predict_file(predictor, tmp_path / "in.parquet", tmp_path / "out.jsonl")
+    cells, row = read(tmp_path / "out.csv")[0], read(tmp_path / "out.jsonl")[0]
+    assert [cells[key] for key in ("when", "tags", "yes", "none")] == [
+        "2020-01-02",
+        '["ä", "b"]',
+        "true",
+        "",
+    ]
+    assert [row[key] for key in ("when", "tags", "yes", "none")] == [
+        "2020-01-02",
+        ["ä", "b"],
+        True,
+        None,
+    ]
+
+
+def test_quotes_and_line_breaks_in_csv(predictor, tmp_path):
+    rows = [{"text": 'a "good", film\nand so', "note": "x"}]
+    predict_file(predictor, save(tmp_path / "in.csv", rows), tmp_path / "out.csv")
+    assert read(tmp_path / "out.csv")[0]["text"] == rows[0]["text"]
+    with pytest.raises(DataError, match="row 2: .* which TSV cannot"):
+        predict_file(predictor, tmp_path / "in.csv", tmp_path / "out.tsv")
+    assert not (tmp_path / "out.tsv").exists()
+
+
+def test_json_lines_whose_keys_differ(predictor, tmp_path):
+    rows = [{"text": "a", "n": 1}, {"more": [1.5], "text": None}]
+    source = save(tmp_path / "in.jsonl", rows)
+    predict_file(predictor, source, tmp_path / "out.jsonl", batch_rows=1)
+    written = read(tmp_path / "out.jsonl")
+    assert [list(row) for row in written] == [
+        ["text", "n", "label", "score"],
+        ["more", "text", "label", "score"],
+    ]
+    for name in ("out.csv", "out.parquet"):
+        with pytest.raises(DataError, match="have the key 'more'"):
+            predict_file(predictor, source, tmp_path / name, batch_rows=1)
+
+
+def test_values_that_change_their_type(predictor, tmp_path):
+    source = save(tmp_path / "in.jsonl", [{"text": "a", "n": 1}, {"text": "b", "n": "one"}])
+    for batch_rows in (1, 2):
+        with pytest.raises(DataError, match="'n' does not fit into one Parquet type"):
+            predict_file(predictor, source, tmp_path / "out.parquet", batch_rows=batch_rows)
+
+
+@pytest.mark.parametrize("after", [".csv", ".jsonl", ".parquet"])
+def test_no_rows(predictor, tmp_path, after):
+    (tmp_path / "in.csv").write_text("text,more\n")
+    (tmp_path / "in.jsonl").write_text("")
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "in.parquet")
+    for before in (".csv", ".jsonl", ".parquet"):
+        output = tmp_path / f"out-{before[1:]}{after}"
+        assert predict_file(predictor, tmp_path / f"in{before}", output).rows == 0
+        assert read(output) == []
+    if after == ".csv":
+        assert (tmp_path / "out-csv.csv").read_text() == "text,more,label,score\n"
+
+
+def test_what_lies_there_is_not_overwritten_unasked(predictor, tmp_path):
+    source = save(tmp_path / "in.csv", ROWS)
+    output = tmp_path / "out.csv"
+    output.write_text("precious")
+    with pytest.raises(DataError, match="is there already"):
+        predict_file(predictor, source, output)
+    assert output.read_text() == "precious"
+    predict_file(predictor, source, output, overwrite=True)
+    assert len(read(output)) == len(ROWS)
+
+
+def test_output_is_not_the_input(predictor, tmp_path):
+    source = save(tmp_path / "in.csv", ROWS)
+    (tmp_path / "link.csv").symlink_to(source)
+    for output in (source, tmp_path / "link.csv", tmp_path / "." / "in.csv"):
+        with pytest.raises(DataError, match="is the input itself"):
+            predict_file(predictor, source, output, overwrite=True)
+    assert read(source) == ROWS
+
+
+def test_a_failure_leaves_nothing_behind(predictor, tmp_path):
+    source = tmp_path / "in.tsv"
+    source.write_text("id\ttext\n" + "1\ta\n" * 50 + "1\ta\ttoo much\n")
+    (tmp_path / "out.tsv").write_text("older")
+    with pytest.raises(DataError, match="line 52: 3 columns found, 2 expected"):
+        predict_file(predictor, source, tmp_path / "out.tsv", overwrite=True, batch_rows=10)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.tsv", "out.tsv"]
+    assert (tmp_path / "out.tsv").read_text() == "older"
+
+
+REFUSED = {
+    "in.csv": ("sentence\na\n", "there is no column 'text'.*found: sentence.*--text"),
+    "typo.csv": ("texts\na\n", r"did you mean 'texts'\?"),
+    "twice.csv": ("text,text\na,b\n", "'text' is there twice"),
+    "nothing.csv": ("", "is empty"),
+    "in.jsonl": ('{"text": "a"}\n{"txt": "b"}\n', "line 2: there is no key 'text'"),
+    "number.jsonl": ('{"text": 5}\n', "line 1: the column 'text' holds 5"),
+    "half.jsonl": ('{"text": "\\ud800"}\n', "line 1: .*half of a character"),
+    "broken.jsonl": ('{"text": "a"\n', "line 1: not JSON"),
+    "nan.jsonl": ('{"text": "a", "n": NaN}\n', "row 1 cannot be written as JSON"),
+    "other.jsonl": ('{"text": "a", "n": "\\udfff"}\n', "row 1 cannot be written as JSON"),
+    "in.parquet": ("PAR1 not really", "not a whole Parquet file"),
+    "in.csv.gz": ("not packed", "not a whole gzip file"),
+    "in.xlsx": ("", "ending '.xlsx' names no known format"),
+    "in.parquet.gz": ("", "leave .gz out"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_input_that_cannot_be_used(predictor, tmp_path, name):
+    content, message = REFUSED[name]
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=message):
+        predict_file(predictor, tmp_path / name, tmp_path / "out.jsonl")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_parquet_texts_of_another_type(predictor, tmp_path):
+    pq.write_table(pa.table({"text": [1, 2]}), tmp_path / "in.parquet")
+    with pytest.raises(DataError, match="row 1: the column 'text' holds 1"):
+        predict_file(predictor, tmp_path / "in.parquet", tmp_path / "out.parquet")
+
+
+def test_missing_files_and_mixed_up_bundles(predictor, pair_predictor, tmp_path):
+    source = save(tmp_path / "in.csv", ROWS)
+    with pytest.raises(DataError, match="no such file"):
+        predict_file(predictor, tmp_path / "none.csv", tmp_path / "out.csv")
+    with pytest.raises(DataError, match="is a folder"):
+        (tmp_path / "folder.csv").mkdir()
+        predict_file(predictor, source, tmp_path / "folder.csv")
+    with pytest.raises(BundleError, match="--text-b"):
+        predict_file(pair_predictor, source, tmp_path / "out.csv")
+    with pytest.raises(BundleError, match="reads single texts"):
+        predict_file(predictor, source, tmp_path / "out.csv", text_b="note")

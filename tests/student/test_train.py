@@ -1,0 +1,248 @@
+"""The loop: it learns, it is deterministic, and a killed run ends with the same weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bert_kd.config import LossConfig, StudentConfig, TrainingConfig
+from bert_kd.student.model import BiLSTM, Shape
+from bert_kd.student.train import CHECKPOINT, Examples, evaluate, predict, train
+
+Maker = Callable[..., Examples]
+
+
+def configuration(loss: LossConfig | None = None, **training) -> StudentConfig:
+    settings = {"epochs": 3, "batch_size": 16, "learning_rate": 0.01} | training
+    loss = loss or LossConfig()
+    return StudentConfig(name="base", loss=loss, training=TrainingConfig(**settings))
+
+
+def new_model(pair: bool = False, dropout: float = 0.2) -> BiLSTM:
+    torch.manual_seed(0)
+    return BiLSTM(Shape(60, 12, 8, 1, "max", 8, 3, pair, dropout))
+
+
+def run(folder: Path, make: Maker, config: StudentConfig, pair: bool = False, **rows) -> BiLSTM:
+    model = new_model(pair)
+    examples = make(128, pair=pair, **rows)
+    validation = make(64, pair=pair, teacher=False, seed=1)
+    train(config, model, examples, validation, folder, seed=5, name="base", fingerprint="f")
+    return model
+
+
+def same(a: BiLSTM, b: BiLSTM) -> bool:
+    return all(
+        torch.equal(x, y)
+        for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    )
+
+
+@pytest.mark.parametrize("pair", [False, True])
+@pytest.mark.parametrize("soft", ["mse", "kl"])
+def test_eight_examples_are_memorised(tmp_path: Path, make_examples: Maker, pair: bool, soft: str):
+    examples = make_examples(8, pair=pair)
+    config = configuration(LossConfig(soft=soft), epochs=120, batch_size=4, patience=0)
+    model = new_model(pair, dropout=0.0)
+    metrics = train(config, model, examples, examples, tmp_path, seed=1, name="x", fingerprint="f")
+    assert metrics["validation_accuracy"] == 1.0
+    assert (predict(model, examples).argmax(axis=1) == examples.labels).all()
+
+
+def test_it_learns_from_the_teacher_alone(tmp_path: Path, make_examples: Maker):
+    examples = make_examples(256)
+    unlabelled = Examples(examples.tokens, None, np.full(256, -1), examples.logits)
+    model = new_model()
+    config = configuration(LossConfig(preset="tang2019"), epochs=8)
+    validation = make_examples(64, seed=1)
+    train(config, model, unlabelled, validation, tmp_path, seed=1, name="x", fingerprint="f")
+    assert evaluate(model, validation)["accuracy"] > 0.9
+
+
+def test_history_and_metrics_are_those_of_the_kept_weights(tmp_path: Path, make_examples: Maker):
+    model = run(tmp_path, make_examples, configuration(epochs=4))
+    history = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert [row["epoch"] for row in history] == [1, 2, 3, 4]
+    best = max(history, key=lambda row: (row["validation_accuracy"], -row["validation_nll"]))
+    assert metrics["best_epoch"] == best["epoch"]
+    measured = evaluate(model, make_examples(64, teacher=False, seed=1))
+    assert measured["accuracy"] == metrics["validation_accuracy"]
+    assert measured["nll"] == pytest.approx(metrics["validation_nll"], rel=1e-5)
+
+
+def test_the_same_seed_gives_the_same_weights(tmp_path: Path, make_examples: Maker):
+    first = run(tmp_path / "a", make_examples, configuration())
+    again = run(tmp_path / "b", make_examples, configuration())
+    assert same(first, again)
+
+
+def test_patience_stops_early(tmp_path: Path, make_examples: Maker):
+    config = configuration(epochs=50, patience=2, learning_rate=1e-9, warmup=0.0)
+    run(tmp_path, make_examples, config)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["epochs"] - metrics["best_epoch"] == 2 and metrics["epochs"] < 50
+
+
+def test_the_moving_average_is_what_is_judged_and_kept(tmp_path: Path, make_examples: Maker):
+    plain = run(tmp_path / "a", make_examples, configuration(patience=0))
+    averaged = run(tmp_path / "b", make_examples, configuration(patience=0, ema=0.99))
+    assert not same(plain, averaged)
+    # The first steps count with (1 + t)/(10 + t): the start is forgotten, not kept at 0.99.
+    accuracy = evaluate(averaged, make_examples(64, teacher=False, seed=1))["accuracy"]
+    assert (
+        accuracy == json.loads((tmp_path / "b" / "metrics.json").read_text())["validation_accuracy"]
+    )
+
+
+def test_a_frozen_embedding_does_not_move(tmp_path: Path, make_examples: Maker):
+    config = configuration()
+    frozen = config.model_copy(
+        update={"embedding": config.embedding.model_copy(update={"freeze": True})}
+    )
+    model = run(tmp_path, make_examples, frozen)
+    assert torch.equal(model.embedding.weight, new_model().embedding.weight)
+    assert not torch.equal(model.lstm.weight_hh_l0, new_model().lstm.weight_hh_l0)
+
+
+def test_the_feature_term_teaches(tmp_path: Path, make_examples: Maker):
+    given = make_examples(128)
+    features = np.repeat(np.eye(3)[given.labels], 2, axis=1).astype(np.float16)
+    examples = Examples(given.tokens, None, np.full(128, -1), given.logits, features)
+    loss = LossConfig(hard_weight=0, soft_weight=0, feature_weight=1)
+    config = configuration(loss, epochs=6, patience=0)
+    validation = make_examples(64, seed=1)
+    model = new_model()
+    train(config, model, examples, validation, tmp_path, seed=1, name="x", fingerprint="f")
+    history = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    assert history[-1]["feature"] < 0.5 * history[0]["feature"]
+
+
+class Stop(Exception):
+    """Stands for the kill of a process in the tests that need no real one."""
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+@pytest.mark.parametrize("at_step", [3, 8, 13, 23])
+def test_an_interrupted_run_ends_with_the_same_weights(
+    tmp_path: Path, make_examples: Maker, monkeypatch: pytest.MonkeyPatch, at_step: int, ema: float
+):
+    config = configuration(checkpoint_seconds=0.0, ema=ema)  # 8 batches an epoch, 24 in all
+    whole = run(tmp_path / "whole", make_examples, config)
+
+    forward, calls = BiLSTM.forward, 0
+
+    def counted(self, *arguments):
+        nonlocal calls
+        calls += self.training
+        if calls > at_step:
+            raise Stop
+        return forward(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BiLSTM, "forward", counted)
+        with pytest.raises(Stop):
+            run(tmp_path / "part", make_examples, config)
+    resumed_steps = 0
+
+    def counting(self, *arguments):
+        nonlocal resumed_steps
+        resumed_steps += self.training
+        return forward(self, *arguments)
+
+    monkeypatch.setattr(BiLSTM, "forward", counting)
+    resumed = run(tmp_path / "part", make_examples, config)
+    assert same(whole, resumed)
+    assert resumed_steps == 24 - at_step  # nothing is computed twice
+    lines = [
+        [
+            {key: value for key, value in json.loads(line).items() if key != "seconds"}
+            for line in (tmp_path / name / "history.jsonl").read_text().splitlines()
+        ]
+        for name in ("whole", "part")
+    ]
+    assert lines[0] == lines[1]
+
+
+def test_a_checkpoint_of_other_settings_is_set_aside(tmp_path: Path, make_examples: Maker):
+    run(tmp_path, make_examples, configuration(epochs=1))
+    assert (tmp_path / CHECKPOINT).exists()
+    model = new_model()
+    examples, validation = make_examples(128), make_examples(64, teacher=False, seed=1)
+    config = configuration(epochs=1)
+    train(config, model, examples, validation, tmp_path, seed=5, name="x", fingerprint="other")
+    assert (tmp_path / CHECKPOINT).with_suffix(".other").exists()
+
+
+def test_a_damaged_checkpoint_is_set_aside(tmp_path: Path, make_examples: Maker):
+    whole = run(tmp_path / "a", make_examples, configuration())
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / CHECKPOINT).write_bytes(b"half a file")
+    assert same(whole, run(tmp_path / "b", make_examples, configuration()))
+    assert (tmp_path / "b" / CHECKPOINT).with_suffix(".damaged").exists()
+
+
+@pytest.mark.slow
+def test_kill_9_in_the_middle_and_resume(tmp_path: Path):
+    script = tmp_path / "job.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            import sys
+            from pathlib import Path
+
+            import numpy as np
+            import torch
+            from bert_kd.config import StudentConfig, TrainingConfig
+            from bert_kd.data.batches import Tokens
+            from bert_kd.student.model import BiLSTM, Shape
+            from bert_kd.student.train import Examples, train
+
+            torch.set_num_threads(1)
+            generator = np.random.default_rng(0)
+            ids = generator.integers(2, 50, 400 * 20).astype(np.int32)
+            tokens = Tokens(ids, np.arange(401) * 20)
+            labels = generator.integers(0, 3, 400)
+            examples = Examples(tokens, None, labels, np.eye(3, dtype=np.float32)[labels])
+            torch.manual_seed(0)
+            model = BiLSTM(Shape(60, 12, 32, 1, "max", 8, 3))
+            settings = TrainingConfig(epochs=8, batch_size=4, patience=0, checkpoint_seconds=0.05)
+            config = StudentConfig(name="base", training=settings)
+            folder = Path(sys.argv[1])
+            train(config, model, examples, examples, folder, seed=1, name="x", fingerprint="f")
+            torch.save(model.state_dict(), folder / "final.pt")
+            """
+        )
+    )
+
+    def start(folder: Path) -> subprocess.Popen[bytes]:
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(
+            [sys.executable, str(script), str(folder)], env=environment, stderr=subprocess.DEVNULL
+        )
+
+    assert start(tmp_path / "whole").wait(timeout=120) == 0
+    for _ in range(3):  # killed three times, each time further on
+        process = start(tmp_path / "killed")
+        checkpoint, seen = tmp_path / "killed" / CHECKPOINT, 0
+        before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+        while seen < 3 and process.poll() is None:
+            time.sleep(0.01)
+            now = checkpoint.stat().st_mtime_ns if checkpoint.exists() else before
+            seen, before = seen + (now != before), now
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert start(tmp_path / "killed").wait(timeout=120) == 0
+    whole, killed = (torch.load(tmp_path / name / "final.pt") for name in ("whole", "killed"))
+    assert all(torch.equal(whole[key], killed[key]) for key in whole)

@@ -1,0 +1,110 @@
+"""Tokenizers: what is kept, what meets, what is spelled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, models
+
+from bert_kd.config import VocabularyConfig
+from bert_kd.data.batches import encode
+from bert_kd.errors import StudentError
+from bert_kd.student.vocabulary import build_tokenizer
+
+TEXTS = ["The film is very good", "it is not wonderful", "a film, don't", "unly good"]
+KINDS = ["wordpiece", "words", "bpe"]
+
+
+def build(kind: str, teacher: Path | None, **settings) -> Tokenizer:
+    config = VocabularyConfig(kind=kind, **settings)
+    return build_tokenizer(config, TEXTS, teacher / "tokenizer.json" if teacher else None)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_typed_and_tokenised_writing_meet(kind: str, teacher_folder: Path):
+    tokenizer = build(kind, teacher_folder)
+    for typed, tokenised in [
+        ("I don't", "i do n't"),
+        ("It’s good", "it 's good"),
+        ("can't", "ca n't"),
+        ("“good”", "`` good ''"),
+        ("GOOD", "good"),
+    ]:
+        assert tokenizer.encode(typed).tokens == tokenizer.encode(tokenised).tokens, typed
+
+
+def test_words_are_cut_as_word_vector_files_have_them():
+    tokenizer = build_tokenizer(
+        VocabularyConfig(kind="words"), ["i don't , can't it's a-b c_d 3.5"]
+    )
+    assert tokenizer.encode("I don't, can't it's").tokens == [
+        "i", "do", "n't", ",", "ca", "n't", "it", "'s",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_and_unknown_come_first_and_no_special_token_is_added(
+    kind: str, teacher_folder: Path
+):
+    tokenizer = build(kind, teacher_folder)
+    assert tokenizer.id_to_token(0) == "[PAD]" and tokenizer.id_to_token(1) == "[UNK]"
+    found = tokenizer.encode("the film is good").ids
+    assert len(found) == 4 and min(found) > 1
+
+
+def test_pruned_wordpiece_cuts_seen_texts_as_the_teacher_does(teacher_folder: Path):
+    teacher = Tokenizer.from_file(str(teacher_folder / "tokenizer.json"))
+    teacher.no_padding()
+    pruned = build("wordpiece", teacher_folder)
+    for text in TEXTS:
+        expected = teacher.encode(text, add_special_tokens=False).tokens
+        assert pruned.encode(text).tokens == expected
+    assert pruned.token_to_id("zebra") is None  # never occurs
+    assert pruned.token_to_id("[CLS]") is None
+    assert pruned.get_vocab_size() < teacher.get_vocab_size()
+
+
+def test_an_unseen_word_is_spelled_not_lost(teacher_folder: Path):
+    pruned = build("wordpiece", teacher_folder)
+    assert pruned.encode("zebra").tokens == ["z", "##e", "##b", "##r", "##a"]
+
+
+def test_frequent_pieces_come_first_and_size_and_count_limit_them(teacher_folder: Path):
+    whole = build("wordpiece", teacher_folder)
+    assert {whole.id_to_token(index) for index in (2, 3, 4)} == {"film", "is", "good"}
+    assert build("wordpiece", teacher_folder, minimum_count=2).token_to_id("very") is None
+    letters = [piece for piece in whole.get_vocab() if len(piece.removeprefix("##")) == 1]
+    small = build("wordpiece", teacher_folder, size=len(letters) + 2 + 3)
+    words = set(small.get_vocab()) - set(letters) - {"[PAD]", "[UNK]"}
+    assert words == {"film", "is", "good"}
+    assert build("words", None, minimum_count=2).get_vocab_size() == 2 + 3
+
+
+def test_chinese_is_cut_into_characters():
+    tokenizer = build_tokenizer(VocabularyConfig(kind="words"), ["酒店很好", "很好"])
+    assert tokenizer.encode("很好酒").tokens == ["很", "好", "酒"]
+
+
+def test_long_texts_are_cut_and_counted(teacher_folder: Path):
+    tokenizer = build("wordpiece", teacher_folder, max_length=3)
+    tokens = encode(tokenizer, ["a film is very good", "a film is", ""])
+    assert tokens.lengths.tolist() == [3, 3, 1] and tokens.cut == 1
+    assert tokens.ids[-1] == 1  # a text without tokens is one [UNK]
+
+
+def test_a_teacher_without_wordpiece_is_refused_with_the_remedy(tmp_path: Path):
+    with pytest.raises(StudentError, match='kind = "words"'):
+        build_tokenizer(VocabularyConfig(), TEXTS, None)
+    Tokenizer(models.BPE()).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(StudentError, match="is BPE, not WordPiece"):
+        build_tokenizer(VocabularyConfig(), TEXTS, tmp_path / "tokenizer.json")
+
+
+def test_a_tokenizer_comes_back_from_its_file(teacher_folder: Path, tmp_path: Path):
+    for kind in KINDS:
+        tokenizer = build(kind, teacher_folder)
+        tokenizer.save(str(tmp_path / "saved.json"))
+        again = Tokenizer.from_file(str(tmp_path / "saved.json"))
+        for text in [*TEXTS, "I don't “know” 酒店 🙂 naïve"]:
+            assert again.encode(text).ids == tokenizer.encode(text).ids

@@ -1,0 +1,120 @@
+"""Configuration: precedence, types by field, and refusals that name key, file and nearest valid
+key.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import CONFIGS
+
+from bert_kd.config import PRESETS, Config, LossConfig
+from bert_kd.config_file import load_config
+from bert_kd.errors import ConfigError
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_shipped_config_loads(path: Path):
+    config = load_config(path)
+    assert config.students and config.run.parts[0] == "runs"
+
+
+def test_precedence_is_default_file_command_line(tmp_path: Path):
+    assert load_config().teacher.epochs == 3.0
+    path = tmp_path / "a.toml"
+    path.write_text("[teacher]\nepochs = 5\nseed = 4\n")
+    config = load_config(path, ["teacher.epochs=7"])
+    assert (config.teacher.epochs, config.teacher.seed, config.teacher.batch_size) == (7.0, 4, 32)
+
+
+@pytest.mark.parametrize(
+    ("override", "read"),
+    [
+        ("teacher.learning_rate=1e-4", lambda c: c.teacher.learning_rate == 1e-4),
+        ("teacher.bf16=true", lambda c: c.teacher.bf16 is True),
+        ("teacher.unfreeze.last_layers=2", lambda c: c.teacher.unfreeze.last_layers == 2),
+        ("teacher.unfreeze.last_layers=all", lambda c: c.teacher.unfreeze.last_layers == "all"),
+        ("teacher.class_weights=[1, 2.5]", lambda c: c.teacher.class_weights == (1.0, 2.5)),
+        ("data.source=123", lambda c: c.data.source == "123"),
+        ("data.text_b=none", lambda c: c.data.text_b is None),
+        ("data.transfer=['a.tsv']", lambda c: c.data.transfer == ("a.tsv",)),
+        ("run=some/where", lambda c: c.run == Path("some/where")),
+        ("students.base.seeds=[1,2]", lambda c: c.students[0].seeds == (1, 2)),
+        ("students.0.model.layers=2", lambda c: c.students[0].model.layers == 2),
+        ("students.base.loss.preset=hinton", lambda c: c.students[0].loss.soft == "kl"),
+    ],
+)
+def test_overrides_are_read_by_the_fields_type(override: str, read):
+    assert read(load_config(None, [override]))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("teacher.epoch=3", "unknown key 'teacher.epoch' (did you mean 'epochs'?)"),
+        ("teecher.epochs=3", "unknown key 'teecher' (did you mean 'teacher'?)"),
+        ("teacher.epochs=x", "valid number"),
+        ("teacher.epochs=-1", "greater than 0"),
+        ("teacher", "expected section.key=value"),
+        ("students.bas.seeds=[1]", "no student is named 'bas' (did you mean 'base'?)"),
+        ("students.base.loss.soft=mae", "'mse', 'kl' or 'soft_ce'"),
+        ("data.source.deep=1", "'data.source' has no keys below it"),
+        ("students.base.embedding.start=file", "'file' belongs to start"),
+        ("students.base.name=a b", "match pattern"),
+    ],
+)
+def test_bad_overrides_are_refused(override: str, message: str):
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, [override])
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[teacher]\nmodell = 1", "unknown key 'teacher.modell' (did you mean 'model'?)"),
+        ("[teacher.unfreeze]\nlast_layers = 0", "teacher.unfreeze.last_layers = 0"),
+        (
+            '[[students]]\nname = "a"\n[students.loss]\nsofty = 1',
+            "unknown key 'students.0.loss.softy'",
+        ),
+        ('[[students]]\nname = "a"\n[[students]]\nname = "a"', "'a' stands twice"),
+        ("[[students]]\n", "students.0.name is missing"),
+        ("a = ", "a.toml"),
+        ("[students.loss]", "students"),
+    ],
+)
+def test_bad_files_are_refused_with_file_and_key(tmp_path: Path, text: str, message: str):
+    path = tmp_path / "a.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert message in str(caught.value) and "a.toml" in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path):
+    with pytest.raises(ConfigError, match="nowhere.toml does not exist"):
+        load_config(tmp_path / "nowhere.toml")
+
+
+def test_a_stage_file_reproduces_its_configuration(tmp_path: Path):
+    config = load_config(CONFIGS / "demo.toml", ["teacher.epochs=2"])
+    path = tmp_path / "stage.json"
+    path.write_text(json.dumps({"stage": "x", "config": config.model_dump(mode="json")}))
+    assert load_config(path) == config
+
+
+def test_the_configuration_cannot_be_changed():
+    with pytest.raises(ValueError, match="frozen"):
+        Config().run = Path("elsewhere")
+
+
+def test_presets_fill_what_is_not_given():
+    for name, values in PRESETS.items():
+        loss = LossConfig(preset=name)
+        assert all(getattr(loss, key) == value for key, value in values.items())
+    assert LossConfig(preset="hinton", temperature=2.0).temperature == 2.0
+    with pytest.raises(ValueError, match="nothing would be learned"):
+        LossConfig(hard_weight=0, soft_weight=0)

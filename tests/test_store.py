@@ -1,0 +1,111 @@
+"""Files are written whole or not at all, and a stamp tells its output from another's."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from bert_kd.errors import UserError
+from bert_kd.store import (
+    Stamp,
+    fingerprint,
+    fingerprint_files,
+    read_json,
+    write_json,
+    write_text,
+    writing,
+    writing_folder,
+)
+
+
+def leftovers(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path):
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+    with pytest.raises(RuntimeError), writing(path) as aside:
+        aside.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old" and not leftovers(tmp_path)
+
+
+def test_nobody_sees_a_part_of_a_file(tmp_path: Path):
+    path = tmp_path / "a.txt"
+    with writing(path) as aside:
+        aside.write_text("new")
+        assert not path.exists() and aside.parent == tmp_path
+    assert path.read_text() == "new" and not leftovers(tmp_path)
+
+
+def test_a_full_disk_is_said_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_text(tmp_path / "a.txt", "old")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="no space left on the disk of"):
+        write_text(tmp_path / "a.txt", "new")
+    with pytest.raises(UserError, match="no space left"), writing_folder(tmp_path / "f") as aside:
+        (aside / "x").write_text("x")
+    assert (tmp_path / "a.txt").read_text() == "old" and not leftovers(tmp_path)
+
+
+def test_other_errors_of_the_system_are_not_hidden(tmp_path: Path):
+    with pytest.raises(PermissionError), writing(tmp_path / "a") as aside:
+        aside.write_text("x")
+        raise PermissionError(errno.EACCES, "no")
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path: Path):
+    target = tmp_path / "model"
+    with writing_folder(target) as aside:
+        (aside / "old").write_text("1")
+    with writing_folder(target) as aside:
+        (aside / "new").write_text("2")
+    assert [path.name for path in target.iterdir()] == ["new"] and not leftovers(tmp_path)
+    with pytest.raises(RuntimeError), writing_folder(target) as aside:
+        (aside / "half").write_text("3")
+        raise RuntimeError
+    assert [path.name for path in target.iterdir()] == ["new"] and not leftovers(tmp_path)
+
+
+def test_json_holds_no_nan_and_damage_is_named(tmp_path: Path):
+    path = tmp_path / "a.json"
+    write_json(path, {"a": float("nan"), "b": [float("inf"), 1.5], "c": Path("x/y"), "d": "ß"})
+    assert read_json(path) == {"a": None, "b": [None, 1.5], "c": "x/y", "d": "ß"}
+    path.write_text("{")
+    with pytest.raises(UserError, match=r"a\.json is damaged"):
+        read_json(path)
+    with pytest.raises(UserError, match=r"b\.json is missing"):
+        read_json(tmp_path / "b.json")
+
+
+def test_fingerprints_go_by_content(tmp_path: Path):
+    assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1}) != fingerprint({"a": 1})
+    (tmp_path / "a").write_text("x")
+    (tmp_path / "b").write_text("y")
+    both = [tmp_path / "a", tmp_path / "b"]
+    first = fingerprint_files(both)
+    os.utime(tmp_path / "a", (0, 0))
+    assert fingerprint_files(both) == first != fingerprint_files(both[::-1])
+    # Where one file ends and the next begins matters.
+    (tmp_path / "a").write_text("xy")
+    (tmp_path / "b").write_text("")
+    assert fingerprint_files(both) != first
+
+
+def test_stamps_differ_by_what_they_compare(tmp_path: Path):
+    made = Stamp("s", {"run": "a", "x": {"k": 1}, "y": 2}, {"in": "f"}, compared=("x", "inputs"))
+    made.write(tmp_path)
+    found = Stamp.read(tmp_path)
+    assert found == made and not made.differences(found)
+    wanted = Stamp("s", {"run": "b", "x": {"k": 3}, "y": 9}, {"in": "f"}, compared=("x", "inputs"))
+    assert wanted.differences(found) == ["x.k: wanted 3, made with 1"]
+    other = Stamp("s", {"run": "a", "x": {"k": 1}, "y": 2}, {"in": "g"}, compared=("x", "inputs"))
+    assert other.differences(found) == ["inputs.in: wanted 'g', made with 'f'"]
+    assert Stamp.read(tmp_path / "nowhere") is None
