@@ -173,7 +173,7 @@ def _teacher_model(
         parameters=total,
         parameters_without_embedding=total - embedding,
         bytes=sum(path.stat().st_size for path in weights),
-        description=str(facts.get("model", config.teacher.model)),
+        description=str(facts["base"]),
         history=tuple(facts.get("history", ())),
     )
 

@@ -33,6 +33,8 @@ app = typer.Typer(
 
 app.add_typer(cli_logits.app, name="logits", rich_help_panel="Logit cache")
 
+INTERRUPTED = 130
+
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", "-c", help="TOML file (or a stage's stage.json).")
 ]
@@ -56,9 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"[bold red]error:[/] {_escape(str(error))}", highlight=False
         )
         sys.exit(2)
-    except KeyboardInterrupt:
-        say("interrupted: run the same command again to go on")
-        sys.exit(130)
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:  # what typer makes of a KeyboardInterrupt
+            say("interrupted: run the same command again to go on")
+        raise
 
 
 def _escape(text: str) -> str:

@@ -1,4 +1,4 @@
-"""`bert-kd logits stats | verify | import | export`: look at, check, bring in and hand out a cache."""
+"""`bert-kd logits stats | verify | import | export`: the work on a logit cache itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What many rooms' tests share: a one-layer BERT from a config, and a tiny run of the whole line."""
+"""What many rooms' tests share: a one-layer BERT from a config, a tiny run of the whole line."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a one-layer BERT from a config, with a WordPiece of the bundled data's words."""
+    """The folder of a one-layer BERT from a config; its WordPiece has the bundled data's words."""
     import torch
     from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
     from tokenizers.models import WordPiece
@@ -72,7 +72,7 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_overrides(tiny_bert: Path) -> list[str]:
     """What `tiny.toml` needs to be told here."""
-    return [f"teacher.model={tiny_bert}", f"data.source={HELPDESK}"]
+    return [f"teacher.model={tiny_bert}"]
 
 
 @pytest.fixture(scope="session")

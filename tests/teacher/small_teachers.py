@@ -1,4 +1,4 @@
-"""A one-layer (or two-layer) BERT from a config, a WordPiece of some thirty words, and rows to match."""
+"""A BERT of one or two layers from a config, a WordPiece of few words, and rows to match."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def write_base(folder: Path, layers: int = 1) -> Path:
 
 
 def some_texts(rows: int, seed: int) -> tuple[list[str], np.ndarray]:
-    """Return distinct texts of 2 to 12 words and their labels: one telling word among plain ones."""
+    """Return distinct texts and their labels: one telling word among plain ones in each."""
     generator = np.random.default_rng(seed)
     texts: dict[str, int] = {}
     while len(texts) < rows:

@@ -38,7 +38,7 @@ def test_padding_does_not_change_a_model_that_pads_with_one(side):
     model = AutoModelForSequenceClassification.from_config(config).eval()
     tokenizer = small_tokenizer()
     tokenizer.pad_token, tokenizer.padding_side = "[UNK]", side  # [UNK] has id 1
-    # On the left the first place is padding, which RoBERTa's head reads: only the ids are compared there.
+    # Padding on the left stands where RoBERTa's head reads: there only the ids are compared.
     inputs = batch(encode(tokenizer, [(TEXTS, None)], 16), np.arange(20), Padding.of(tokenizer))
     assert (inputs["input_ids"][inputs["attention_mask"] == 0] == 1).all()
     assert (inputs["attention_mask"][:, 0 if side == "right" else -1] == 1).all()

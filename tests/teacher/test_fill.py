@@ -1,4 +1,4 @@
-"""Filling the cache: every key once, only what is missing, also after a kill and with several writers."""
+"""Filling the cache: every key once, only what is missing, after a kill, by many writers."""
 
 from __future__ import annotations
 

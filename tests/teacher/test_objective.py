@@ -29,7 +29,7 @@ def test_class_weights_weigh_rows_by_their_class():
 
 
 def test_smoothing_and_weights_together():
-    # ε = 0.2 over 2 classes: q = (0.9, 0.1) for the first row, (0.1, 0.9) for the second; w = (1, 3).
+    # ε = 0.2 over 2 classes: q = (0.9, 0.1) for row 1, (0.1, 0.9) for row 2; w = (1, 3).
     first = 1 * 0.9 * math.log(4) + 3 * 0.1 * math.log(4 / 3)
     second = 1 * 0.1 * math.log(3 / 2) + 3 * 0.9 * math.log(3)
     loss = weighted_loss(LOGITS, GOLD, torch.tensor([1.0, 3.0]), 0.2)

@@ -1,0 +1,332 @@
+"""The whole line on the tiny configuration: 01 to 06 once, then what a second run must do."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import CONFIGS, HELPDESK, REPOSITORY
+from safetensors.numpy import load_file
+
+import bert_kd
+from bert_kd import stages
+from bert_kd.config import Config
+from bert_kd.config_file import load_config
+from bert_kd.data.rows import read_rows
+from bert_kd.errors import CacheError, StageError
+from bert_kd.logits.cache import LogitCache
+from bert_kd.stages import Wishes, members
+from bert_kd.store import RunFolder, Stamp, read_json
+
+
+@pytest.fixture
+def own_run(tiny_run: Config, tmp_path: Path) -> Config:
+    """A copy of the finished tiny run, free to be changed."""
+    folder = tmp_path / "run"
+    shutil.copytree(tiny_run.run, folder)
+    return tiny_run.model_copy(update={"run": folder})
+
+
+def changed(config: Config, **sections) -> Config:
+    """Return the configuration with keys of its sections changed: `teacher={"epochs": 2}`."""
+    values = config.model_dump(mode="json")
+    for section, keys in sections.items():
+        target = values["students"][0] if section == "student" else values[section]
+        for key, value in keys.items():
+            inner, _, last = key.rpartition(".")
+            (target[inner] if inner else target)[last] = value
+    return Config.model_validate(values)
+
+
+def files_of(folder: Path) -> dict[str, int]:
+    return {
+        str(path.relative_to(folder)): path.stat().st_mtime_ns
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "stage.json"
+    }
+
+
+def test_every_file_of_a_run_is_there(tiny_run: Config):
+    run = RunFolder(tiny_run.run)
+    for name in ("train", "validation", "test", "transfer"):
+        assert run.split(name).exists()
+    student = tiny_run.students[0].name
+    for path in (
+        run.labels,
+        run.prepared,
+        run.teacher / "model.safetensors",
+        run.teacher_facts,
+        run.report / "report.json",
+        run.report / "index.html",
+        run.bundle(student) / "bundle.json",
+        *(run.student(member.name) / "model.safetensors" for member in members(tiny_run)),
+        *(run.student(member.name) / "history.jsonl" for member in members(tiny_run)),
+    ):
+        assert path.exists(), path
+    assert [member.name for member in members(tiny_run)] == ["base-seed17", "base-seed17-twin"]
+    assert not run.teacher_checkpoints.exists()
+    assert not list(run.students.glob("*/checkpoint*"))
+    leftovers = [path for path in tiny_run.run.rglob("*") if path.name.endswith(".tmp")]
+    assert not leftovers
+
+
+def test_every_stage_says_what_made_it(tiny_run: Config):
+    run = RunFolder(tiny_run.run)
+    for folder, stage in (
+        (run.data, "prepare-data"),
+        (run.teacher, "train-teacher"),
+        (run.logits, "cache-logits"),
+        (run.student("base-seed17"), "train-students"),
+        (run.report, "evaluate"),
+        (run.bundle("base"), "export"),
+    ):
+        stamp = Stamp.read(folder)
+        assert stamp is not None and stamp.stage == stage
+        assert stamp.versions["torch"] and stamp.config["run"] == str(tiny_run.run)
+    # Given back as --config, the file makes the same student.
+    again = load_config(run.student("base-seed17") / "stage.json")
+    assert again.students[0].seeds == (17,) and again.teacher == tiny_run.teacher
+
+
+def test_cached_logits_are_the_teachers_answers(tiny_run: Config):
+    from bert_kd.teacher.answer import answer
+    from bert_kd.teacher.model import open_teacher
+
+    run = RunFolder(tiny_run.run)
+    rows = read_rows(run.split("test"))
+    cache = LogitCache.open(run.cache(Stamp.read(run.logits).inputs["teacher"]))
+    shuffled = np.random.default_rng(0).permutation(len(rows))[:40]
+    found = cache.lookup(rows.keys[shuffled]).logits
+    expected = answer(open_teacher(run.teacher), [rows.texts[row] for row in shuffled], None)
+    np.testing.assert_allclose(found, expected.logits, atol=1e-5)
+
+
+def test_a_finished_run_is_left_as_it_is(own_run: Config, capsys):
+    before = files_of(own_run.run)
+    stages.run_stages(own_run, last="train-students")
+    stages.export(own_run)
+    assert files_of(own_run.run) == before
+    said = capsys.readouterr().err
+    assert said.count("is current") == 5 and "0 computed" in said
+
+
+def test_the_report_and_the_bundle_agree(tiny_run: Config):
+    report = read_json(tiny_run.run / "report" / "report.json")
+    row = next(row for row in report["rows"] if row["role"] == "student")
+    for key in ("accuracy", "macro_f1", "agreement", "parameters", "bytes"):
+        assert row[key] is not None, key
+    test = read_rows(RunFolder(tiny_run.run).split("test"))
+    classify = bert_kd.load(tiny_run.run / "bundles" / "base")
+    answers = [answer["label"] for answer in classify(test.texts)]
+    gold = [classify.labels[label] for label in test.labels]
+    right = np.mean([a == b for a, b in zip(answers, gold, strict=True)])
+    assert right == pytest.approx(row["accuracy"], abs=1 / len(gold))
+
+
+def test_other_teacher_settings_are_refused_and_say_how_to_go_on(own_run: Config):
+    other = changed(own_run, teacher={"epochs": 2.0})
+    for stage in (stages.train_teacher, stages.cache_logits):
+        with pytest.raises(StageError) as caught:
+            stage(other)
+        message = str(caught.value)
+        assert "teacher.epochs: wanted 2.0, made with 1.0" in message
+        assert "--force train-teacher" in message and "--keep train-teacher" in message
+    filled = stages.cache_logits(other, Wishes(keep={"train-teacher"}))
+    assert filled.computed == 0
+
+
+def test_another_student_costs_no_teacher_pass(own_run: Config, monkeypatch: pytest.MonkeyPatch):
+    import bert_kd.teacher.answer
+
+    def never(*_, **__):
+        raise AssertionError("the teacher was asked")
+
+    monkeypatch.setattr(bert_kd.teacher.answer.Answering, "__call__", never)
+    wider = changed(own_run, student={"name": "wider", "model.hidden_size": 24, "twin": False})
+    before = files_of(own_run.run / "logits")
+    stages.run_stages(wider, last="train-students")
+    assert files_of(own_run.run / "logits") == before
+    assert (own_run.run / "students" / "wider-seed17" / "model.safetensors").exists()
+
+
+def test_a_student_of_other_settings_is_refused(own_run: Config):
+    other = changed(own_run, student={"training.epochs": 3})
+    with pytest.raises(StageError, match=r"training\.epochs: wanted 3, made with 2"):
+        stages.train_students(other)
+    with pytest.raises(StageError, match="--force train-students"):
+        stages.export(other)
+    metrics = stages.train_students(other, Wishes(force={"train-students"}))
+    assert metrics["base-seed17"]["epochs"] == 3
+
+
+def test_a_change_of_the_soft_loss_leaves_the_twin(own_run: Config):
+    other = changed(own_run, student={"loss.soft_weight": 0.5})
+    twin = own_run.run / "students" / "base-seed17-twin"
+    before = files_of(twin)
+    stamp = stages._student_stamp(
+        other,
+        members(other)[1],
+        stages._with_data(other)[1],
+        stages._teacher_sources(other, RunFolder(other.run)),
+    )
+    assert not stamp.differences(Stamp.read(twin)) and files_of(twin) == before
+
+
+def test_new_rows_cost_only_their_own_answers(own_run: Config, tmp_path: Path):
+    pool = tmp_path / "pool.tsv"
+    texts = (HELPDESK / "transfer.tsv").read_text(encoding="utf-8").splitlines()
+    known = 100
+    fresh = [f"an entirely new message, number {number}" for number in range(7)]
+    pool.write_text("\n".join([*texts[: known + 1], *fresh]) + "\n", encoding="utf-8")
+    grown = changed(own_run, data={"transfer": [str(pool)]})
+    with pytest.raises(StageError, match="run prepare-data again"):
+        stages.cache_logits(grown)
+    stages.prepare_data(grown)
+    filled = stages.cache_logits(grown)
+    assert filled.computed == 7 and filled.reused == filled.rows - 7
+
+
+def test_a_damaged_shard_costs_only_its_rows(own_run: Config):
+    run = RunFolder(own_run.run)
+    folder = run.cache(Stamp.read(run.logits).inputs["teacher"])
+    shards = sorted(folder.glob("part-*.parquet"))
+    assert len(shards) > 2
+    content = bytearray(shards[1].read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    shards[1].write_bytes(content)
+    filled = stages.cache_logits(own_run)
+    assert filled.computed == own_run.logits.rows_per_shard
+    assert list(folder.glob("*.damaged"))
+
+
+def test_the_gate_stops_a_teacher_that_knows_nothing(own_run: Config):
+    strict = changed(own_run, logits={"minimum_gain": 0.5}, student={"name": "gated"})
+    with pytest.raises(CacheError, match="always saying"):
+        stages.train_students(strict)
+
+
+def test_a_black_box_teacher_needs_no_model(own_run: Config, tmp_path: Path):
+    """Logits exported from one cache, imported as a stranger's, teach a run without a teacher."""
+    from bert_kd.logits.exchange import export_answers, import_answers
+
+    run = RunFolder(own_run.run)
+    own = run.cache(Stamp.read(run.logits).inputs["teacher"])
+    labels = tuple(LogitCache.open(own).manifest.labels)
+    imported = tmp_path / "stranger"
+    for split in ("train", "validation", "test", "transfer"):
+        file = tmp_path / f"{split}.csv"
+        export_answers(own, run.split(split), file, labels=labels, values="probabilities")
+        import_answers(imported, file, labels=labels, kind="probabilities")
+    values = own_run.model_dump(mode="json")
+    values["run"] = str(tmp_path / "other")
+    values["logits"]["teachers"] = [{"folder": str(imported)}]
+    student = values["students"][0]
+    student |= {"twin": False, "vocabulary": {"kind": "words"}}
+    student["embedding"]["start"] = "random"
+    config = Config.model_validate(values)
+    results = stages.run_stages(config)
+    assert "train-teacher" not in results and not (config.run / "teacher").exists()
+    roles = [model.role for model in results["evaluate"].models]
+    assert roles == ["teacher", "student"]
+    assert results["evaluate"].models[0].bytes is None
+
+
+def test_stage_04_never_loads_the_teacher(own_run: Config):
+    shutil.rmtree(own_run.run / "students")
+    path = own_run.run / "config.json"
+    path.write_text(own_run.model_dump_json())
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from bert_kd import stages\n"
+        "from bert_kd.config_file import load_config\n"
+        f"stages.train_students(load_config(Path({str(path)!r})))\n"
+        "loaded = [name for name in sys.modules if name.startswith('transformers.model')]\n"
+        "assert not loaded, loaded\n"
+        "assert 'bert_kd.teacher.model' not in sys.modules\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=REPOSITORY
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_kill_9_in_each_long_stage_and_resume(tmp_path: Path, tiny_overrides: list[str]):
+    """The stages are killed once each; the run ends as an uninterrupted one, bit by bit."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+
+    def command(folder: Path) -> list[str]:
+        start = [sys.executable, "-m", "bert_kd", "run", "--config", str(CONFIGS / "tiny.toml")]
+        settings = ["students.base.training.checkpoint_seconds=0", "logits.rows_per_shard=64"]
+        return [*start, "--until", "train-students", *tiny_overrides, *settings, f"run={folder}"]
+
+    def run(folder: Path) -> str:
+        done = subprocess.run(
+            command(folder), env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stderr
+
+    run(whole)
+    for sign in ("teacher-checkpoints/*/*", "logits/*/part-*", "students/*/checkpoint.safetensors"):
+        process = subprocess.Popen(command(killed), env=environment, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and process.poll() is None:
+            if len(list(killed.glob(sign))) > 0:
+                break
+            time.sleep(0.01)
+        assert process.poll() is None, f"it ended before {sign} appeared"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    said = run(killed)
+    assert "0 computed" in said  # the cache was whole when the student was killed
+
+    for part in ("teacher", "students/base-seed17", "students/base-seed17-twin"):
+        weights = [load_file(folder / part / "model.safetensors") for folder in (whole, killed)]
+        for name in weights[0]:
+            np.testing.assert_array_equal(weights[1][name], weights[0][name], err_msg=name)
+    caches = [next(folder.glob("logits/*/")) for folder in (whole, killed)]
+    assert caches[0].name == caches[1].name
+    counts = [len(list(cache.glob("part-*.parquet"))) for cache in caches]
+    assert counts[0] == counts[1]  # no row was computed twice
+
+
+@pytest.mark.slow
+def test_07_answers_a_request(tiny_run: Config):
+    bundle = tiny_run.run / "bundles" / "base"
+    process = subprocess.Popen(
+        [sys.executable, "scripts/07_serve.py", "--bundle", str(bundle), "--port", "0"],
+        cwd=REPOSITORY,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        address = next(
+            word.strip(" ,.()") for line in process.stderr for word in line.split() if "://" in word
+        )
+        request = urllib.request.Request(
+            f"{address.rstrip('/')}/predict",
+            json.dumps({"inputs": "where is my parcel", "top_k": None}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=20) as response:
+            answers = json.loads(response.read())
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=20)
+        process.stderr.close()
+    expected = bert_kd.load(bundle)("where is my parcel", top_k=None)
+    assert [answer["label"] for answer in answers] == [answer["label"] for answer in expected]
+    assert answers[0]["score"] == pytest.approx(expected[0]["score"], abs=1e-5)
