@@ -21,7 +21,7 @@ from bert_kd.student.vocabulary import PREFIX, SPECIAL
 
 Vectors = npt.NDArray[np.float32]
 
-SPREAD = 0.1
+SPREAD = 0.4
 """Standard deviation of the start values, alike for all starts, so that one learning rate suits
 them.
 """
@@ -47,7 +47,8 @@ def start_vectors(
     """
     if config.start == "random":
         return None
-    vocabulary = tokenizer.get_vocab()
+    # In order: the mapping itself comes in another one each time, and sums would differ by it.
+    vocabulary = dict(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]))
     generator = np.random.default_rng(seed)
     vectors = generator.normal(0.0, 1.0, (len(vocabulary), config.size)).astype(np.float32)
     if config.start == "file":

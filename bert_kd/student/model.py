@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from bert_kd.errors import StudentError
 from bert_kd.store import read_json, write_json, write_text, writing
+from bert_kd.student.embeddings import SPREAD
 
 POOLINGS = ("final", "max", "mean", "attention")
 
@@ -61,7 +62,7 @@ class BiLSTM(nn.Module):
             raise StudentError(f"pooling {shape.pooling!r} is none of {', '.join(POOLINGS)}")
         self.shape = shape
         self.embedding = nn.Embedding(shape.vocabulary, shape.embedding)
-        nn.init.normal_(self.embedding.weight, std=0.1)
+        nn.init.normal_(self.embedding.weight, std=SPREAD)
         self.lstm = nn.LSTM(
             shape.embedding,
             shape.hidden,
