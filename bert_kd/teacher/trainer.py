@@ -105,6 +105,23 @@ class _Buckets(Sampler[list[int]]):
             yield rows.tolist()
 
 
+class _Sorted(Sampler[list[int]]):
+    """Batches by rising length. The one short batch comes last, as accelerate takes it for granted
+    when it gathers the answers: elsewhere, rows of a full last batch would be cut off.
+    """
+
+    def __init__(self, lengths: npt.NDArray[np.int64], batch_size: int) -> None:
+        self.lengths, self.batch_size = lengths, batch_size
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.lengths) / self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = np.argsort(self.lengths, kind="stable").tolist()
+        for start in range(0, len(order), self.batch_size):
+            yield order[start : start + self.batch_size]
+
+
 class TeacherTrainer(Trainer):
     """The Trainer with our batches and our loss."""
 
@@ -146,8 +163,8 @@ class TeacherTrainer(Trainer):
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """Return the validation rows in batches of similar length: metrics know no order."""
         lengths = self.validation_examples.encoded.tokens.lengths
-        buckets = _Buckets(lengths, self.args.per_device_eval_batch_size, self.args.seed)
-        return self._loader(self.validation_examples, buckets)
+        batches = _Sorted(lengths, self.args.per_device_eval_batch_size)
+        return self._loader(self.validation_examples, batches)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device

@@ -72,6 +72,26 @@ def test_the_teacher_learns_and_says_what_it_learned_from(base, run, capfd):
     assert said.out == ""
 
 
+@pytest.mark.parametrize("rows", [8, 13, 21])
+def test_every_validation_row_counts(base, run, monkeypatch, rows: int):
+    """Also those of a last batch that is not full: 8 rows a batch here."""
+    seen: list[int] = []
+    measured = TeacherTrainer.evaluation_loop
+
+    def counted(self, *arguments, **named):
+        found = measured(self, *arguments, **named)
+        seen.append(len(found.label_ids))
+        return found
+
+    monkeypatch.setattr(TeacherTrainer, "evaluation_loop", counted)
+    texts, gold = some_texts(rows, 2)
+    splits = {"train": as_rows(*some_texts(24, 1)), "validation": as_rows(texts, gold)}
+    facts = finetune(settings(base, epochs=1), run, write_data(run, splits))
+    assert seen == [rows]
+    answers = answer(open_teacher(run.teacher), texts).logits.argmax(axis=1)
+    assert facts["best"]["accuracy"] == pytest.approx((answers == gold).mean())
+
+
 def test_the_best_checkpoint_is_kept_not_the_last(base, run, monkeypatch):
     prepared = small_data(run)
     scores = iter([0.5, 0.9, 0.7, 0.6])
