@@ -240,8 +240,10 @@ class TrainingConfig(Section):
     """
     metric: Literal["accuracy", "macro_f1", "nll"] = "accuracy"
     """Chooses the best epoch, on validation gold labels."""
-    patience: Annotated[int, Field(ge=0)] = 5
-    """Stop after this many epochs without a better metric; 0: never."""
+    patience: Annotated[int, Field(ge=0)] = 0
+    """Stop after this many epochs without a better metric; 0: never, so that the learning rate
+    falls all the way.
+    """
     checkpoint_seconds: NotNegative = 60.0
     """Within an epoch, a checkpoint at most this often; one is always written at its end."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"

@@ -34,8 +34,8 @@ def read_tsv(path: Path, columns: Columns, names: tuple[str, ...] | None) -> Ite
 
     Raises DataError.
     """
-    with _open_text(path, newline="\n") as file:
-        yield from _delimited(path, _tsv_records(file), columns, names, "\t")
+    with open_text(path, newline="\n") as file:
+        yield from _delimited(path, tsv_records(file), columns, names, "\t")
 
 
 def read_csv(
@@ -45,8 +45,8 @@ def read_csv(
 
     Raises DataError.
     """
-    with _open_text(path, newline="") as file:
-        yield from _delimited(path, _csv_records(path, file, delimiter), columns, names, delimiter)
+    with open_text(path, newline="") as file:
+        yield from _delimited(path, csv_records(path, file, delimiter), columns, names, delimiter)
 
 
 def read_jsonl(path: Path, columns: Columns) -> Iterator[RawRows]:
@@ -55,15 +55,15 @@ def read_jsonl(path: Path, columns: Columns) -> Iterator[RawRows]:
     Raises DataError.
     """
     required = columns.required()
-    with _open_text(path, newline="\n") as file:
+    with open_text(path, newline="\n") as file:
         numbered = ((number, line) for number, line in enumerate(file, 1) if not line.isspace())
         while part := list(islice(numbered, BATCH_ROWS)):
-            objects = [_json_object(path, number, line, required) for number, line in part]
+            objects = [json_object(path, number, line, required) for number, line in part]
             values = {name: [row.get(name) for row in objects] for _, name in columns.wanted()}
             yield checked(values, columns, [number for number, _ in part], f"{path}, line")
 
 
-def _json_object(path: Path, number: int, line: str, required: list[tuple[str, str]]) -> Any:
+def json_object(path: Path, number: int, line: str, required: list[tuple[str, str]]) -> Any:
     """Return the JSON object of a line, which has all `required` keys."""
     try:
         row = json.loads(line)
@@ -87,12 +87,14 @@ def _json_object(path: Path, number: int, line: str, required: list[tuple[str, s
     return row
 
 
-def _tsv_records(file: TextIO) -> Iterator[Record]:
+def tsv_records(file: TextIO) -> Iterator[Record]:
+    """Yield (line, fields) of each line; a quotation mark is only a character."""
     for number, line in enumerate(file, 1):
         yield number, line.removesuffix("\n").removesuffix("\r").split("\t")
 
 
-def _csv_records(path: Path, file: TextIO, delimiter: str) -> Iterator[Record]:
+def csv_records(path: Path, file: TextIO, delimiter: str) -> Iterator[Record]:
+    """Yield (line at which it starts, fields) of each record. Raises DataError where it is no CSV."""
     csv.field_size_limit(LONGEST_FIELD)
     reader = csv.reader(file, delimiter=delimiter, strict=True)
     while True:
@@ -128,7 +130,7 @@ def _delimited(
         require_columns("data.columns", names, columns)
         records = _headerless(path, records, names)
     picked = [(name, names.index(name)) for _, name in columns.wanted() if name in names]
-    rows = _even(path, records, names, delimiter)
+    rows = even_records(path, records, names, delimiter)
     while part := list(islice(rows, BATCH_ROWS)):
         values = {name: [fields[at] for _, fields in part] for name, at in picked}
         yield checked(values, columns, [line for line, _ in part], f"{path}, line")
@@ -158,7 +160,7 @@ def _headerless(path: Path, records: Iterator[Record], names: tuple[str, ...]) -
     yield from records
 
 
-def _even(
+def even_records(
     path: Path, records: Iterable[Record], names: tuple[str, ...], delimiter: str
 ) -> Iterator[Record]:
     """Yield the records with as many fields as there are names; refuse any other."""
@@ -182,7 +184,7 @@ def _even(
 
 
 @contextmanager
-def _open_text(path: Path, newline: str) -> Iterator[TextIO]:
+def open_text(path: Path, newline: str) -> Iterator[TextIO]:
     """Open a plain or gzipped text file.
 
     Raises DataError where it is not UTF-8 or a broken archive.

@@ -7,17 +7,14 @@ where they go is the business of `exchange`.
 
 from __future__ import annotations
 
-import csv
 import gzip
 import io
-import json
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, TextIO
 
 import numpy as np
 import numpy.typing as npt
@@ -25,10 +22,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from bert_kd.data.text_files import csv_records, json_object, open_text
 from bert_kd.errors import DataError, nearest
-
-LONGEST_FIELD = 10_000_000
-"""Characters of a CSV field at most; a longer one means a quotation mark that nothing closes."""
 
 Format = Literal["csv", "jsonl", "parquet"]
 Values = npt.NDArray[np.float64]
@@ -81,12 +76,11 @@ def file_format(path: Path) -> Format:
     )
 
 
-def open_text(path: Path, mode: Literal["r", "w"], zipped: bool) -> IO[str]:
-    """Open a UTF-8 text file, gzipped or not; line breaks are left as they are."""
-    encoding = "utf-8-sig" if mode == "r" else "utf-8"
+def write_text_file(path: Path, zipped: bool) -> IO[str]:
+    """Open a UTF-8 text file to be written, gzipped or not; line breaks are left as they are."""
     if zipped:
-        return io.TextIOWrapper(gzip.GzipFile(path, f"{mode}b"), encoding=encoding, newline="")
-    return path.open(mode, encoding=encoding, newline="")
+        return io.TextIOWrapper(gzip.GzipFile(path, "wb"), encoding="utf-8", newline="")
+    return path.open("w", encoding="utf-8", newline="")
 
 
 def column_names(path: Path) -> list[str]:
@@ -95,9 +89,9 @@ def column_names(path: Path) -> list[str]:
     with _readable(path):
         if kind == "parquet":
             return list(pq.read_schema(path).names)
-        with open_text(path, "r", path.suffix == ".gz") as file:
+        with open_text(path, newline="") as file:
             if kind == "csv":
-                for _, names in _csv_records(path, file):
+                for _, names in _filled(path, file):
                     return [name.strip() for name in names]
             else:
                 for _, row in _json_objects(path, file):
@@ -117,7 +111,7 @@ def read_answers(path: Path, columns: AnswerColumns, batch_rows: int) -> Iterato
             with pq.ParquetFile(path) as parquet:
                 yield from _parquet_rows(path, parquet, columns, batch_rows)
             return
-        with open_text(path, "r", path.suffix == ".gz") as file:
+        with open_text(path, newline="") as file:
             if kind == "csv":
                 objects: Iterator[tuple[int, Mapping[str, Any]]] = _csv_objects(path, file, columns)
             else:
@@ -142,10 +136,6 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise DataError(f"{path} does not exist") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 ({error.reason}): convert the file") from None
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{path} is not a whole gzip file ({error}): pack it again") from None
     except pa.ArrowException as error:
         raise DataError(f"{path} is not a whole Parquet file ({error}): write it again") from None
     except OSError as error:
@@ -154,29 +144,15 @@ def _readable(path: Path) -> Iterator[None]:
         raise DataError(f"{path} is not a whole Parquet file ({error}): write it again") from None
 
 
-def _csv_records(path: Path, file: IO[str]) -> Iterator[tuple[int, list[str]]]:
-    """Yield (line at which it starts, fields) of each record that is not blank."""
-    csv.field_size_limit(LONGEST_FIELD)
-    reader = csv.reader(file, strict=True)
-    while True:
-        line = reader.line_num + 1
-        try:
-            fields = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise DataError(
-                f"{path}, line {line}: not CSV ({error}): a quotation mark opens a field, closes "
-                "it, and is doubled inside it"
-            ) from None
-        if fields:
-            yield line, fields
+def _filled(path: Path, file: TextIO) -> Iterator[tuple[int, list[str]]]:
+    """Yield (line at which it starts, fields) of each CSV record that is not blank."""
+    return ((line, fields) for line, fields in csv_records(path, file, ",") if fields)
 
 
 def _csv_objects(
-    path: Path, file: IO[str], columns: AnswerColumns
+    path: Path, file: TextIO, columns: AnswerColumns
 ) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    records = _csv_records(path, file)
+    records = _filled(path, file)
     line, header = next(records, (1, []))
     names = [name.strip() for name in header]
     require_columns(f"{path}, line {line}", names, columns.all)
@@ -189,17 +165,10 @@ def _csv_objects(
         yield line, dict(zip(names, fields, strict=True))
 
 
-def _json_objects(path: Path, file: IO[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _json_objects(path: Path, file: TextIO) -> Iterator[tuple[int, Mapping[str, Any]]]:
     for line, text in enumerate(file, 1):
-        if text.isspace():
-            continue
-        try:
-            row = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}, line {line}: not JSON ({error})") from None
-        if not isinstance(row, dict):
-            raise DataError(f"{path}, line {line}: a JSON {type(row).__name__}, not an object")
-        yield line, row
+        if not text.isspace():
+            yield line, json_object(path, line, text, [])
 
 
 def _to_rows(

@@ -24,9 +24,9 @@ from bert_kd.logits.answer_files import (
     AnswerRows,
     column_names,
     file_format,
-    open_text,
     read_answers,
     require_columns,
+    write_text_file,
 )
 from bert_kd.logits.cache import LogitCache, Manifest
 from bert_kd.logits.combine import centred_logarithms, column_order, softmax
@@ -299,7 +299,7 @@ def _open_table(aside: Path, output: Path, labels: Sequence[str]) -> Iterator[Wr
         with _ParquetOut(aside, labels) as parquet:
             yield parquet.write
         return
-    with open_text(aside, "w", output.suffix == ".gz") as file:
+    with write_text_file(aside, output.suffix == ".gz") as file:
         lines = csv.writer(file, lineterminator="\n")
         fresh = True
 

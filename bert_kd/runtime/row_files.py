@@ -27,11 +27,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bert_kd.data.text_files import (
-    _csv_records,
-    _even,
-    _json_object,
-    _open_text,
-    _tsv_records,
+    csv_records,
+    even_records,
+    json_object,
+    open_text,
+    tsv_records,
 )
 from bert_kd.errors import DataError
 
@@ -124,21 +124,21 @@ def _read_parquet(path: Path, rows: int) -> Iterator[Part]:
 
 
 def _read_jsonl(path: Path, rows: int) -> Iterator[Part]:
-    with _open_text(path, newline="\n") as file:
+    with open_text(path, newline="\n") as file:
         numbered = ((number, line) for number, line in enumerate(file, 1) if not line.isspace())
         some = list(islice(numbered, rows))
         if not some:
             yield Part([], [], [])
         while some:
-            objects = [_json_object(path, number, line, []) for number, line in some]
+            objects = [json_object(path, number, line, []) for number, line in some]
             names = list(dict.fromkeys(key for row in objects for key in row))
             yield Part(names, objects, [number for number, _ in some])
             some = list(islice(numbered, rows))
 
 
 def _read_delimited(path: Path, rows: int, delimiter: str) -> Iterator[Part]:
-    with _open_text(path, newline="\n" if delimiter == "\t" else "") as file:
-        records = _tsv_records(file) if delimiter == "\t" else _csv_records(path, file, delimiter)
+    with open_text(path, newline="\n" if delimiter == "\t" else "") as file:
+        records = tsv_records(file) if delimiter == "\t" else csv_records(path, file, delimiter)
         header = next((fields for _, fields in records if fields not in ([], [""])), None)
         if header is None:
             raise DataError(f"{path} is empty: it needs a header line with the columns' names")
@@ -146,7 +146,7 @@ def _read_delimited(path: Path, rows: int, delimiter: str) -> Iterator[Part]:
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise DataError(f"{path}: the column '{twice}' is there twice: rename one of them")
-        even = _even(path, records, tuple(names), delimiter)
+        even = even_records(path, records, tuple(names), delimiter)
         some = list(islice(even, rows))
         if not some:
             yield Part(names, [], [])
