@@ -207,6 +207,24 @@ def export(
     print_result(bundles, as_json, lines)
 
 
+@app.command("untrained-bert", rich_help_panel="Stages")
+def untrained_bert(
+    folder: Annotated[Path, typer.Argument(help="Folder to write, for teacher.model.")],
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    layers: Annotated[int, typer.Option(help="Encoder layers.", min=1)] = 2,
+    hidden_size: Annotated[int, typer.Option(help="Units a layer.", min=16)] = 128,
+    vocabulary: Annotated[int, typer.Option(help="WordPiece entries at most.", min=100)] = 8000,
+) -> None:
+    """A small BERT of random weights, with a WordPiece of the prepared texts."""
+    if folder.exists():
+        raise ConfigError(f"{folder} exists: give the name of a new folder")
+    stages.write_untrained_bert(
+        load_config(config, overrides or ()), folder, layers, hidden_size, vocabulary
+    )
+    print_out(f"model: {folder}")
+
+
 @app.command("run", rich_help_panel="Stages")
 def run(
     overrides: Overrides = None,

@@ -109,6 +109,22 @@ def train_teacher(config: Config, wishes: Wishes = Wishes()) -> dict[str, Any]:
     return facts
 
 
+def write_untrained_bert(
+    config: Config, folder: Path, layers: int, hidden_size: int, vocabulary: int
+) -> None:
+    """Write a BERT of random weights whose WordPiece is trained on the prepared train texts."""
+    from bert_kd.data.rows import iterate_rows
+    from bert_kd.teacher.untrained import write_untrained
+
+    run, _ = _with_data(config)
+    texts = (
+        text
+        for rows in iterate_rows(run.split("train"))
+        for text in (*rows.texts, *(rows.texts_b or ()))
+    )
+    write_untrained(folder, texts, layers=layers, hidden_size=hidden_size, vocabulary=vocabulary)
+
+
 def _teacher_stamp(config: Config, prepared: Prepared) -> Stamp:
     inputs = {name: prepared.fingerprints[name] for name in ("train", "validation")}
     return Stamp(

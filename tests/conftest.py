@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from pathlib import Path
 
 import pytest
+from places import CONFIGS, HELPDESK
 
 from bert_kd.config import Config
 from bert_kd.config_file import load_config
-
-REPOSITORY = Path(__file__).parents[1]
-CONFIGS = REPOSITORY / "scripts" / "configs"
-HELPDESK = REPOSITORY / "data" / "helpdesk"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -27,45 +22,12 @@ def _one_thread() -> None:
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a one-layer BERT from a config; its WordPiece has the bundled data's words."""
-    import torch
-    from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
-    from tokenizers.models import WordPiece
-    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+    from bert_kd.teacher.untrained import write_untrained
 
-    text = (HELPDESK / "train.tsv").read_text(encoding="utf-8").lower()
-    words = [word for word, count in Counter(re.findall(r"[a-z]+", text)).items() if count > 2]
-    letters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    pieces = dict.fromkeys([*special, *letters, *("##" + letter for letter in letters), *words])
-    vocabulary = {piece: index for index, piece in enumerate(pieces)}
-    tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
-    )
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        unk_token="[UNK]",
-        pad_token="[PAD]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-    )
-    torch.manual_seed(0)
-    shape = BertConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=64,
-    )
-    folder = tmp_path_factory.mktemp("tiny-bert")
-    BertModel(shape).save_pretrained(folder)
-    fast.save_pretrained(folder)
+    lines = (HELPDESK / "train.tsv").read_text(encoding="utf-8").splitlines()[1:]
+    folder = tmp_path_factory.mktemp("models") / "tiny-bert"
+    texts = [line.split("\t")[0] for line in lines]
+    write_untrained(folder, texts, layers=1, hidden_size=32, vocabulary=800, positions=64)
     return folder
 
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import CONFIGS, REPOSITORY
+from places import CONFIGS, REPOSITORY
 
 from bert_kd import cli, stages
 from bert_kd.config import Config

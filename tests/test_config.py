@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import CONFIGS
+from places import CONFIGS
 
 from bert_kd.config import PRESETS, Config, LossConfig
 from bert_kd.config_file import load_config

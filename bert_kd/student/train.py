@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from sklearn.metrics import accuracy_score, f1_score
@@ -96,6 +97,8 @@ def train(
     not.
     """
     settings = config.training
+    # The state is one for the process; a teacher or another student may have left its precision.
+    AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(mixed_precision=_precision(settings.precision))
     teacher_size = 0 if examples.features is None else examples.features.shape[1]
     torch.manual_seed(seed)

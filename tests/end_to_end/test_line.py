@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CONFIGS, HELPDESK, REPOSITORY
+from places import CONFIGS, HELPDESK, REPOSITORY
 from safetensors.numpy import load_file
 
 import bert_kd

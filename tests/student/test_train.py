@@ -88,6 +88,12 @@ def test_the_same_seed_gives_the_same_weights(tmp_path: Path, make_examples: Mak
     assert same(first, again)
 
 
+def test_a_precision_that_was_used_before_does_not_matter(tmp_path: Path, make_examples: Maker):
+    first = run(tmp_path / "a", make_examples, configuration(epochs=1))
+    run(tmp_path / "b", make_examples, configuration(epochs=1, precision="bf16"))
+    assert same(first, run(tmp_path / "c", make_examples, configuration(epochs=1)))
+
+
 def test_patience_stops_early(tmp_path: Path, make_examples: Maker):
     config = configuration(epochs=50, patience=2, learning_rate=1e-9, warmup=0.0)
     run(tmp_path, make_examples, config)
