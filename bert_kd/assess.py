@@ -174,8 +174,16 @@ def _teacher_model(
         parameters_without_embedding=total - embedding,
         bytes=sum(path.stat().st_size for path in weights),
         description=str(facts["base"]),
-        history=tuple(facts.get("history", ())),
+        history=tuple(_as_student_history(row) for row in facts["history"]),
     )
+
+
+def _as_student_history(row: dict[str, float]) -> dict[str, float]:
+    """Return one of the teacher's evaluations under the names that students' epochs have."""
+    renamed = {"train_loss": "loss"} | {
+        name: f"validation_{name}" for name in ("accuracy", "macro_f1", "nll")
+    }
+    return {renamed.get(key, key): value for key, value in row.items()}
 
 
 def _tensor_sizes(files: Sequence[Path]) -> tuple[int, int]:

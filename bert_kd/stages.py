@@ -311,6 +311,7 @@ def export(config: Config, wishes: Wishes = Wishes()) -> list[Bundle]:
             rows.texts,
             rows.texts_b,
             config.export,
+            name=student.name,
             metrics=_metrics(run, member),
             training={"source": prepared.report["source"], **prepared.rows},
         )

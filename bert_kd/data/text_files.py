@@ -94,7 +94,7 @@ def tsv_records(file: TextIO) -> Iterator[Record]:
 
 
 def csv_records(path: Path, file: TextIO, delimiter: str) -> Iterator[Record]:
-    """Yield (line at which it starts, fields) of each record. Raises DataError where it is no CSV."""
+    """Yield (first line, fields) of each record. Raises DataError where it is no CSV."""
     csv.field_size_limit(LONGEST_FIELD)
     reader = csv.reader(file, delimiter=delimiter, strict=True)
     while True:

@@ -49,13 +49,15 @@ def export_bundle(
     config: ExportConfig,
     metrics: Mapping[str, Any] | None = None,
     training: Mapping[str, Any] | None = None,
+    name: str | None = None,
 ) -> Bundle:
     """Write the bundle of a trained student and return its facts.
 
     The first `config.check_rows` of `check_texts` (and `check_texts_b`) are answered by torch and
     by the exported model. `metrics` (name → value, or split → name → value) and `training` (facts
-    of the training data and the teacher) go into `bundle.json` and the model card as they are. An
-    older bundle in `bundle_folder` is replaced as a whole.
+    of the training data and the teacher) go into `bundle.json` and the model card as they are;
+    `name` is what the bundle is called, None: as its student. An older bundle in `bundle_folder` is
+    replaced as a whole.
 
     Raises BundleError where the answers differ by more than `config.tolerance` in a logit; the
     older bundle stays.
@@ -96,7 +98,7 @@ def export_bundle(
         parameters, without_embeddings = count_parameters(student.model)
         bundle = Bundle(
             folder=bundle_folder,
-            name=student.name,
+            name=name or student.name,
             labels=student.labels,
             pair=student.shape.pair,
             shape=asdict(student.shape),

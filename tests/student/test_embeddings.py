@@ -82,7 +82,8 @@ def test_word_vector_files_are_read(tmp_path: Path, header: str, zipped: bool):
     vocabulary, start = vectors_of("words", config, None)
     assert start.found == 2  # "good", and "film" by its lower case
     good, film = start.vectors[vocabulary["good"]], start.vectors[vocabulary["film"]]
-    np.testing.assert_allclose(film - good, [2 * SPREAD, 2 * SPREAD], rtol=1e-5)  # (3−1, 4−2) at one scale
+    expected = [2 * SPREAD, 2 * SPREAD]  # (3−1, 4−2) at one scale
+    np.testing.assert_allclose(film - good, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
