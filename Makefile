@@ -3,14 +3,14 @@
 #   make demo    stages 01 to 06 on the bundled data with the offline BERT
 #   make test    the whole test suite
 #   make check   formatter, linter, types
-#   make bench   speed and quality against named peers
+#   make bench   what the logit cache saves, beside a teacher pass (after make demo)
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 EXTRAS := runtime,serve,report,offline,dev
 # A torch that the user's Python has already (a CUDA build, say) is used as it is.
-OWN_TORCH := $(shell $(PYTHON) -c 'import torch' 2>/dev/null && echo yes)
+OWN_TORCH = $(shell $(PYTHON) -c 'import importlib.util as u, sys; sys.exit(not u.find_spec("torch"))' && echo yes)
 
 .PHONY: setup demo test check bench clean
 
@@ -45,4 +45,4 @@ bench: setup
 	$(BIN)/python benchmarks/cache_reuse.py --json benchmarks/results/cache_reuse.json
 
 clean:
-	rm -rf $(VENV) runs build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

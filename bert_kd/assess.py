@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from bert_kd.config import Config, ExportConfig, TeacherSource
+from bert_kd.config import Config, TeacherSource
 from bert_kd.data.prepare import Prepared
 from bert_kd.data.rows import Rows, read_rows
-from bert_kd.errors import CacheError, MissingExtra
+from bert_kd.errors import CacheError, MissingExtra, StageError
 from bert_kd.evaluate.comparisons import compare
 from bert_kd.evaluate.findings import (
     DataFacts,
@@ -70,6 +70,12 @@ def assess(
         teacher = _teacher_logits(config, prepared, sources, rows, name, notes)
         splits[name] = _Split(rows, teacher)
     students = {member.name: load_student(run.student(member.name)) for member in members}
+    for trained, student in students.items():
+        if (student.labels, student.shape.pair) != (prepared.labels, prepared.pair):
+            raise StageError(
+                f"{trained} was trained for the labels {', '.join(student.labels)}; the data has "
+                f"{', '.join(prepared.labels)}: run train-students --force"
+            )
     answers = _answers(splits, students)
 
     models = (
@@ -78,7 +84,7 @@ def assess(
         else []
     )
     for member in members:
-        models.append(_student_model(config, run, member, splits, answers, prepared.labels))
+        models.append(_student_model(config, run, member, students[member.name], splits, answers))
     if settings.speed_rounds:
         models = _with_speed(config, run, prepared, models, students, splits, notes)
 
@@ -132,11 +138,15 @@ def _answers(
     total = len(students) * sum(len(split.rows) for split in splits.values())
     with progress("evaluate", total, "texts") as advance:
         for name, split in splits.items():
+            rows = split.rows
+            encoded: dict[str, Examples] = {}  # by tokenizer: seeds and twins share theirs
             for student_name, student in students.items():
-                rows = split.rows
-                other = encode(student.tokenizer, rows.texts_b) if rows.texts_b else None
-                examples = Examples(encode(student.tokenizer, rows.texts), other, rows.labels)
-                answers[name][student_name] = predict(student.model, examples)
+                tokenizer = student.tokenizer.to_str()
+                if tokenizer not in encoded:
+                    other = encode(student.tokenizer, rows.texts_b) if rows.texts_b else None
+                    tokens = encode(student.tokenizer, rows.texts)
+                    encoded = {tokenizer: Examples(tokens, other, rows.labels)}
+                answers[name][student_name] = predict(student.model, encoded[tokenizer])
                 advance(len(rows))
     return answers
 
@@ -204,11 +214,11 @@ def _student_model(
     config: Config,
     run: RunFolder,
     member: Member,
+    student: Student,
     splits: dict[str, _Split],
     answers: dict[str, dict[str, Logits]],
-    labels: Sequence[str],
 ) -> Model:
-    from bert_kd.student.model import count_parameters, load_student
+    from bert_kd.student.model import count_parameters
     from bert_kd.student.train import read_history
 
     settings = config.evaluate
@@ -217,15 +227,15 @@ def _student_model(
         name: measure(
             answers[name][member.name],
             split.rows.labels,
-            labels,
+            student.labels,
             teacher_logits=split.teacher,
             bootstrap_samples=settings.bootstrap_samples,
             seed=settings.seed,
         )
         for name, split in splits.items()
     }
-    total, without_embedding = count_parameters(load_student(folder).model)
-    sizes = member.config.model
+    total, without_embedding = count_parameters(student.model)
+    shape = student.shape
     return Model(
         member.name,
         member.config.name,
@@ -235,8 +245,7 @@ def _student_model(
         parameters=total,
         parameters_without_embedding=without_embedding,
         bytes=(folder / "model.safetensors").stat().st_size,
-        description=f"BiLSTM {sizes.layers} × {sizes.hidden_size} per direction, "
-        f"{sizes.pooling} pooling",
+        description=f"BiLSTM {shape.layers} × {shape.hidden} a direction, {shape.pooling} pooling",
         history=tuple(read_history(folder)),
     )
 
@@ -269,12 +278,7 @@ def _with_speed(
             if model.role != "teacher":
                 aside = Path(stack.enter_context(TemporaryDirectory()))
                 systems[model.name] = _student_system(
-                    run.student(model.name),
-                    aside,
-                    rows,
-                    students[model.name],
-                    settings.threads,
-                    notes,
+                    config, run.student(model.name), aside, rows, students[model.name], notes
                 )
             elif not config.logits.teachers:
                 systems[model.name] = _teacher_system(config, run)
@@ -289,15 +293,19 @@ def _with_speed(
 
 
 def _teacher_system(config: Config, run: RunFolder) -> System:
+    import torch
+
     from bert_kd.teacher.answer import Answering
     from bert_kd.teacher.model import open_teacher
 
-    answering = Answering(open_teacher(run.teacher), "fp32", config.logits.tokens_per_batch)
+    teacher = open_teacher(run.teacher)
+    torch.nn.Module.to(teacher.model, "cpu")  # where the students are, too
+    answering = Answering(teacher, "fp32", config.logits.tokens_per_batch)
     return lambda texts: answering(*_sides(texts))
 
 
 def _student_system(
-    folder: Path, aside: Path, rows: Rows, student: Student, threads: int, notes: list[str]
+    config: Config, folder: Path, aside: Path, rows: Rows, student: Student, notes: list[str]
 ) -> System:
     """Return the student as it will be served; in torch where the runtime is not installed."""
     try:
@@ -306,8 +314,8 @@ def _student_system(
 
         some = slice(0, 32)
         other = rows.texts_b[some] if rows.texts_b is not None else None
-        export_bundle(folder, aside / "bundle", rows.texts[some], other, ExportConfig())
-        predictor = load(aside / "bundle", threads=threads)
+        export_bundle(folder, aside / "bundle", rows.texts[some], other, config.export)
+        predictor = load(aside / "bundle", threads=config.evaluate.threads)
     except MissingExtra as missing:
         note = f"Students were timed in torch, not in their runtime: {missing}"
         if note not in notes:

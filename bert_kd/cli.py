@@ -45,7 +45,9 @@ Overrides = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Make the output again.")]
 Keep = Annotated[
     list[str] | None,
-    typer.Option(help="Go on with this stage's output though its settings or input changed."),
+    typer.Option(
+        metavar="STAGE", help="Go on with this stage's output though its settings or input changed."
+    ),
 ]
 
 
@@ -70,15 +72,22 @@ def _escape(text: str) -> str:
     return escape(text)
 
 
-def _wishes(stage: str, force: bool, keep: Sequence[str] | None) -> stages.Wishes:
-    kept = frozenset(_stage(name) for name in keep or ())
-    return stages.Wishes(frozenset({stage} if force else ()), kept)
+def _wishes(force: Sequence[str], keep: Sequence[str] | None) -> stages.Wishes:
+    forced = frozenset(_stage(name) for name in force)
+    if "cache-logits" in forced:
+        raise ConfigError(
+            "cached logits are never made again: what is there is the teacher's answer. Remove the "
+            "cache's folder where it has to go"
+        )
+    kept = frozenset(_stage(name, stages.KEEPABLE) for name in keep or ())
+    return stages.Wishes(forced, kept)
 
 
-def _stage(name: str) -> str:
-    if name not in stages.STAGES:
-        known = ", ".join(stages.STAGES)
-        raise ConfigError(f"no stage is named '{name}'{nearest(name, stages.STAGES)}: {known}")
+def _stage(name: str, known: Sequence[str] = stages.STAGES) -> str:
+    if name not in known:
+        raise ConfigError(
+            f"'{name}' is none of the stages {', '.join(known)}{nearest(name, known)}"
+        )
     return name
 
 
@@ -110,7 +119,7 @@ def prepare_data(
 ) -> None:
     """01: read and check labelled text, write data/."""
     prepared = stages.prepare_data(
-        load_config(config, overrides or ()), _wishes("prepare-data", force, None)
+        load_config(config, overrides or ()), _wishes(["prepare-data"] if force else [], None)
     )
     rows = ", ".join(f"{name} {count:,}" for name, count in prepared.rows.items())
     print_result(prepared, as_json, [f"rows: {rows}", f"labels: {', '.join(prepared.labels)}"])
@@ -121,11 +130,12 @@ def train_teacher(
     overrides: Overrides = None,
     config: ConfigFile = None,
     force: Force = False,
+    keep: Keep = None,
     as_json: AsJson = False,
 ) -> None:
     """02: fine-tune the last layers of a BERT, write teacher/."""
     settings = load_config(config, overrides or ())
-    facts = stages.train_teacher(settings, _wishes("train-teacher", force, None))
+    facts = stages.train_teacher(settings, _wishes(["train-teacher"] if force else [], keep))
     print_result(facts, as_json, [f"teacher: {settings.run / 'teacher'}"])
 
 
@@ -139,7 +149,7 @@ def cache_logits(
 ) -> None:
     """03: let the teacher answer every row once, write logits/."""
     filled = stages.cache_logits(
-        load_config(config, overrides or ()), _wishes("cache-logits", False, keep), _part(part)
+        load_config(config, overrides or ()), _wishes([], keep), _part(part)
     )
     lines = [
         f"{filled.rows:,} rows: {filled.computed:,} computed, {filled.reused:,} reused, "
@@ -158,7 +168,7 @@ def train_students(
 ) -> None:
     """04: train all students and their twins from the cache, write students/."""
     metrics = stages.train_students(
-        load_config(config, overrides or ()), _wishes("train-students", force, keep)
+        load_config(config, overrides or ()), _wishes(["train-students"] if force else [], keep)
     )
     lines = [
         f"{name}: validation accuracy {facts['validation_accuracy']:.4f}, macro-F1 "
@@ -172,12 +182,13 @@ def train_students(
 def evaluate(
     overrides: Overrides = None,
     config: ConfigFile = None,
+    force: Force = False,
     keep: Keep = None,
     as_json: AsJson = False,
 ) -> None:
     """05: measure teacher, students and twins, write report/."""
     settings = load_config(config, overrides or ())
-    report = stages.evaluate(settings, _wishes("evaluate", False, keep))
+    report = stages.evaluate(settings, _wishes(["evaluate"] if force else [], keep))
     _show_report(settings, report, as_json)
 
 
@@ -202,7 +213,7 @@ def export(
 ) -> None:
     """06: write each student's best seed as a bundle, bundles/<name>."""
     settings = load_config(config, overrides or ())
-    bundles = stages.export(settings, _wishes("export", force, keep))
+    bundles = stages.export(settings, _wishes(["export"] if force else [], keep))
     lines = [f"bundle: {settings.run / 'bundles' / student.name}" for student in settings.students]
     print_result(bundles, as_json, lines)
 
@@ -231,7 +242,9 @@ def run(
     config: ConfigFile = None,
     first: Annotated[str, typer.Option("--from", help="First stage.")] = stages.STAGES[0],
     last: Annotated[str, typer.Option("--until", help="Last stage.")] = stages.STAGES[-1],
-    force: Annotated[list[str] | None, typer.Option(help="Make this stage's output again.")] = None,
+    force: Annotated[
+        list[str] | None, typer.Option(metavar="STAGE", help="Make this stage's output again.")
+    ] = None,
     keep: Keep = None,
 ) -> None:
     """01 to 06 in sequence; what is current is not made again."""
@@ -239,9 +252,7 @@ def run(
     first, last = _stage(first), _stage(last)
     if stages.STAGES.index(first) > stages.STAGES.index(last):
         raise ConfigError(f"--from {first} comes after --until {last}")
-    forced = frozenset(_stage(name) for name in force or ())
-    kept = frozenset(_stage(name) for name in keep or ())
-    results = stages.run_stages(settings, first, last, stages.Wishes(forced, kept))
+    results = stages.run_stages(settings, first, last, _wishes(force or [], keep))
     if "evaluate" in results:
         _show_report(settings, results["evaluate"], as_json=False)
     if "export" in results:

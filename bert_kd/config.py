@@ -10,13 +10,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 NotNegative = Annotated[float, Field(ge=0.0)]
 Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+
+
+def _all_different(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if len(set(values)) < len(values):
+        raise ValueError("the same value stands twice")
+    return values
 
 
 class Section(BaseModel):
@@ -109,7 +116,7 @@ class TeacherConfig(Section):
     evaluations_per_epoch: Count = 1
     """How often the metric is measured and a checkpoint written."""
     bf16: bool = False
-    seed: int = 17
+    seed: Seed = 17
 
 
 class TeacherSource(Section):
@@ -147,9 +154,11 @@ class VocabularyConfig(Section):
     data.
     """
     size: Annotated[int, Field(ge=16)] = 30_000
-    """At most this many entries (of `wordpiece`: the most frequent pieces)."""
+    """At most this many entries, the most frequent; of `wordpiece` and `bpe` single characters are
+    kept beyond that.
+    """
     minimum_count: Count = 1
-    """Entries that occur less often are left out."""
+    """Entries that occur less often are left out, single characters aside."""
     max_length: Count = 256
     """Tokens a text (each side of a pair); longer ones are cut."""
 
@@ -254,7 +263,7 @@ class StudentConfig(Section):
     """One student: `[[students]]` in the file."""
 
     name: Name
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (17,)
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(_all_different)] = (17,)
     """One student is trained for each."""
     twin: bool = True
     """Also train each with gold labels only, for comparison."""
@@ -268,10 +277,11 @@ class StudentConfig(Section):
 class EvaluateConfig(Section):
     """Measurements and the report (stage 05)."""
 
-    splits: Annotated[tuple[Literal["train", "validation", "test"], ...], Field(min_length=1)] = (
-        "validation",
-        "test",
-    )
+    splits: Annotated[
+        tuple[Literal["train", "validation", "test"], ...],
+        Field(min_length=1),
+        AfterValidator(_all_different),
+    ] = ("validation", "test")
     bootstrap_samples: Annotated[int, Field(ge=100)] = 1000
     worst_errors: Annotated[int, Field(ge=0)] = 20
     """How many wrong answers the report lists, the most certain first."""
@@ -283,7 +293,7 @@ class EvaluateConfig(Section):
     """Interleaved rounds; 0: speed is not measured."""
     threads: Count = 1
     """CPU threads of each system while speed is measured."""
-    seed: int = 17
+    seed: Seed = 17
 
 
 class ExportConfig(Section):

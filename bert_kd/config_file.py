@@ -40,11 +40,13 @@ def _read(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"the config file {path} does not exist") from None
-    except (IsADirectoryError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not a UTF-8 text file: {error}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read as a UTF-8 text file: {error}") from None
     try:
         if path.suffix == ".json":
             found = json.loads(text)
+            if not isinstance(found, dict):
+                raise ConfigError(f"{path} holds no JSON object: give a TOML file or a stage.json")
             return dict(found.get("config", found))
         return tomllib.loads(text)
     except (json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
@@ -87,6 +89,8 @@ def _explain(values: Mapping[str, Any], item: Any) -> str:
             f"unknown key '{key}'{nearest(str(place[-1]), known)}; "
             f"{parent or 'the top level'} has: {', '.join(known)}"
         )
+    if key == "students" and item["type"] == "tuple_type":
+        return "students is a list of tables: write [[students]] with two brackets"
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "missing":
         return f"{key} is missing"

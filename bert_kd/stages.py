@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bert_kd.config import Config, LossConfig, StudentConfig, TeacherSource
+from bert_kd.config import Config, StudentConfig, TeacherSource
 from bert_kd.errors import StageError
 from bert_kd.progress import clock, say
 from bert_kd.store import RunFolder, Stamp, fingerprint, fingerprint_files, read_json
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from bert_kd.runtime.bundle import Bundle
     from bert_kd.teacher.fill import Filled
 
+METRICS = "metrics.json"
 STAGES = (
     "prepare-data",
     "train-teacher",
@@ -33,6 +34,7 @@ STAGES = (
     "evaluate",
     "export",
 )
+KEEPABLE = ("train-teacher", "cache-logits", "train-students")
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ def prepare_data(config: Config, wishes: Wishes = Wishes()) -> Prepared:
     stamp = Stamp(
         "prepare-data",
         _sections(config, "data"),
+        {"data": config.data.model_dump(mode="json")},
         {"source": source_fingerprint(config.data)},
     )
     done = run.prepared.exists() and _is_current(run.data, stamp)
@@ -130,8 +133,8 @@ def _teacher_stamp(config: Config, prepared: Prepared) -> Stamp:
     return Stamp(
         "train-teacher",
         _sections(config, "data", "teacher"),
+        {"teacher": config.teacher.model_dump(mode="json")},
         inputs | {"labels": fingerprint(prepared.labels)},
-        compared=("teacher", "inputs"),
     )
 
 
@@ -149,22 +152,41 @@ def cache_logits(
     run, prepared = _with_data(config)
     _require(run.teacher, _teacher_stamp(config, prepared), wishes)
     filled = fill_cache(run, prepared, config.logits, part)
-    Stamp(
-        "cache-logits",
-        _sections(config, "data", "teacher", "logits"),
-        {"teacher": filled.folder.name},
-    ).write(run.logits)
+    _cache_stamp(config, run, filled.folder.name).write(run.logits)
     return filled
 
 
-def _teacher_sources(config: Config, run: RunFolder) -> tuple[TeacherSource, ...]:
-    """Return the caches to learn from: those configured, else this run's own."""
+def _cache_stamp(config: Config, run: RunFolder, teacher: str) -> Stamp:
+    return Stamp(
+        "cache-logits",
+        _sections(config, "data", "teacher", "logits"),
+        {"logits.precision": config.logits.precision},
+        {"teacher": teacher, "weights": _fingerprint_teacher_files(run, "*.safetensors")},
+    )
+
+
+def _fingerprint_teacher_files(run: RunFolder, pattern: str) -> str:
+    """Return a fingerprint of these files of the teacher's folder, by content."""
+    return fingerprint_files(sorted(run.teacher.glob(pattern)))
+
+
+def _teacher_sources(config: Config, run: RunFolder, wishes: Wishes) -> tuple[TeacherSource, ...]:
+    """Return the caches to learn from: those configured, else this run's own, which must be of its
+    present teacher.
+    """
     if config.logits.teachers:
         return config.logits.teachers
     stamp = Stamp.read(run.logits)
     if stamp is None:
         raise StageError(f"{run.logits} holds no cached logits: run cache-logits first")
-    return (TeacherSource(folder=run.cache(stamp.inputs["teacher"])),)
+    teacher = stamp.inputs["teacher"]
+    differences = _cache_stamp(config, run, teacher).differences(stamp)
+    if differences and "cache-logits" not in wishes.keep:
+        raise StageError(
+            f"{run.logits} holds the answers of another teacher ({'; '.join(differences)}): run "
+            "cache-logits again; to go on with these as they are: --keep cache-logits"
+        )
+    return (TeacherSource(folder=run.cache(teacher)),)
 
 
 # --- 04 ----------------------------------------------------------------------------------------
@@ -173,16 +195,27 @@ def _teacher_sources(config: Config, run: RunFolder) -> tuple[TeacherSource, ...
 def train_students(config: Config, wishes: Wishes = Wishes()) -> dict[str, dict[str, Any]]:
     """Train every student and twin from the cache; returns the validation metrics by student.
 
-    The teacher is never loaded.
+    The teacher is never loaded. Forced, it makes again what was made otherwise, or all where all is
+    current; killed in between, it goes on without being forced again.
     """
     run, prepared = _with_data(config)
-    sources = _teacher_sources(config, run)
+    sources = _teacher_sources(config, run, wishes)
+    stamps = {
+        member: _student_stamp(config, member, run, prepared, sources) for member in members(config)
+    }
+    if "train-students" in wishes.force:
+        other = [
+            run.student(member.name)
+            for member, stamp in stamps.items()
+            if not _is_current(run.student(member.name), stamp)
+        ]
+        for folder in other or [run.student(member.name) for member in stamps]:
+            shutil.rmtree(folder, ignore_errors=True)
+    ask = Wishes(keep=wishes.keep)
     due = [
         member
-        for member in members(config)
-        if not _keep(
-            run.student(member.name), _student_stamp(config, member, prepared, sources), wishes
-        )
+        for member, stamp in stamps.items()
+        if not _keep(run.student(member.name), stamp, ask)
     ]
     if due:
         from bert_kd.student.lesson import prepare_lesson, teach
@@ -193,45 +226,61 @@ def train_students(config: Config, wishes: Wishes = Wishes()) -> dict[str, dict[
                 continue
             lesson = prepare_lesson(student, config.logits, run, prepared, sources)
             for member in mine:
-                stamp = _student_stamp(config, member, prepared, sources)
                 folder = run.student(member.name)
-                if "train-students" in wishes.force:
-                    shutil.rmtree(folder, ignore_errors=True)
                 teach(
                     lesson,
                     folder,
                     name=member.name,
                     seed=member.seed,
                     twin=member.twin,
-                    fingerprint=fingerprint(stamp.config, stamp.inputs),
+                    fingerprint=stamps[member].fingerprint,
                 )
-                stamp.write(folder)
-    return {
-        member.name: read_json(run.student(member.name) / "metrics.json")
-        for member in members(config)
-    }
+                stamps[member].write(folder)
+    return {member.name: read_json(run.student(member.name) / METRICS) for member in stamps}
 
 
 def _student_stamp(
-    config: Config, member: Member, prepared: Prepared, sources: Sequence[TeacherSource]
+    config: Config,
+    member: Member,
+    run: RunFolder,
+    prepared: Prepared,
+    sources: Sequence[TeacherSource],
 ) -> Stamp:
-    loss = member.config.loss
+    student = member.config
+    alone = student.model_copy(update={"seeds": (member.seed,)}).model_dump(mode="json")
+    telling = {key: value for key, value in alone.items() if key not in ("name", "twin")}
     if member.twin:  # what a twin is does not depend on the soft loss
-        loss = LossConfig(hard_weight=1.0, soft_weight=0.0, label_smoothing=loss.label_smoothing)
-    alone = member.config.model_copy(
-        update={"seeds": (member.seed,), "twin": member.twin, "loss": loss}
-    )
-    sections = _sections(config, "data", "teacher", "logits") | {
-        "students": [alone.model_dump(mode="json")]
-    }
+        telling["loss"] = {"label_smoothing": student.loss.label_smoothing}
     inputs = {name: prepared.fingerprints[name] for name in ("train", "validation")}
     inputs["labels"] = fingerprint(prepared.labels)
+    # A twin does not learn from transfer rows, but its vocabulary is built from them too.
+    inputs["transfer"] = prepared.fingerprints.get("transfer", "none")
+    if student.vocabulary.kind == "wordpiece":
+        inputs["vocabulary"] = _fingerprint_teacher_files(run, "tokenizer.json")
+    if student.embedding.start == "teacher":
+        inputs["vectors"] = _fingerprint_teacher_files(run, "*.safetensors")
+    if student.embedding.file is not None and student.embedding.file.is_file():
+        inputs["vectors"] = fingerprint_files([student.embedding.file])
     if not member.twin:
-        inputs["transfer"] = prepared.fingerprints.get("transfer", "none")
         inputs["teachers"] = fingerprint(
-            [(source.folder.name, source.weight) for source in sources], config.logits.combine
+            [(_identify(source, run), source.weight) for source in sources], config.logits.combine
         )
-    return Stamp("train-students", sections, inputs, compared=("students", "inputs"))
+    return Stamp(
+        "train-students",
+        _sections(config, "data", "teacher", "logits")
+        | {"students": [alone | {"twin": member.twin or student.twin}]},
+        telling,
+        inputs,
+    )
+
+
+def _identify(source: TeacherSource, run: RunFolder) -> str:
+    """Return what tells a cache's answers from another's; this run's are named by teacher."""
+    if source.folder.parent == run.logits:
+        return source.folder.name
+    shards = sorted(source.folder.glob("part-*.parquet"))
+    named = fingerprint([(shard.name, shard.stat().st_size) for shard in shards])
+    return fingerprint_files(sorted(source.folder.glob("manifest.json"))) + named
 
 
 # --- 05 ----------------------------------------------------------------------------------------
@@ -240,25 +289,41 @@ def _student_stamp(
 def evaluate(config: Config, wishes: Wishes = Wishes()) -> Report:
     """Measure teacher, students and twins and write `report/`; returns what it holds."""
     from bert_kd.assess import assess
-    from bert_kd.evaluate.report import write_report
+    from bert_kd.evaluate.report import read_report, write_report
 
     run, prepared = _with_data(config)
     sources = _require_students(config, run, prepared, wishes)
+    inputs: dict[str, str] = {
+        name: prepared.fingerprints.get(name, "none") for name in config.evaluate.splits
+    }
+    inputs["teachers"] = fingerprint([_identify(source, run) for source in sources])
+    inputs |= {member.name: _fingerprint_student(run, member) for member in members(config)}
+    stamp = Stamp(
+        "evaluate",
+        _sections(config, "data", "teacher", "logits", "students", "evaluate"),
+        {"evaluate": config.evaluate.model_dump(mode="json")},
+        inputs,
+    )
+    if "evaluate" not in wishes.force and _is_current(run.report, stamp):
+        say(f"evaluate: {run.report} is current")
+        return read_report(run.report)
     report = assess(config, run, prepared, members(config), sources)
     write_report(report, run.report)
-    Stamp(
-        "evaluate", _sections(config, "data", "teacher", "logits", "students", "evaluate"), {}
-    ).write(run.report)
+    stamp.write(run.report)
     return report
+
+
+def _fingerprint_student(run: RunFolder, member: Member) -> str:
+    return fingerprint_files([run.student(member.name) / "model.safetensors"])
 
 
 def _require_students(
     config: Config, run: RunFolder, prepared: Prepared, wishes: Wishes
 ) -> tuple[TeacherSource, ...]:
     """Return the caches that the students learned from, after checking that all are finished."""
-    sources = _teacher_sources(config, run)
+    sources = _teacher_sources(config, run, wishes)
     for member in members(config):
-        stamp = _student_stamp(config, member, prepared, sources)
+        stamp = _student_stamp(config, member, run, prepared, sources)
         _require(run.student(member.name), stamp, wishes)
     return sources
 
@@ -272,7 +337,7 @@ def best_member(config: Config, run: RunFolder, student: StudentConfig) -> Membe
     sign = -1.0 if metric == "nll" else 1.0
 
     def value(member: Member) -> float:
-        facts = read_json(run.student(member.name) / "metrics.json")
+        facts = read_json(run.student(member.name) / METRICS)
         return sign * float(facts[f"validation_{metric}"])
 
     return max((Member(student, seed, False) for seed in student.seeds), key=value)
@@ -290,15 +355,17 @@ def export(config: Config, wishes: Wishes = Wishes()) -> list[Bundle]:
     for student in config.students:
         member = best_member(config, run, student)
         source, target = run.student(member.name), run.bundle(student.name)
+        metrics = _metrics(run, member)
         stamp = Stamp(
             "export",
             _sections(config, "data", "teacher", "logits", "export")
             | {"students": [student.model_dump(mode="json")]},
+            {"export": config.export.model_dump(mode="json")},
             {
-                "student": fingerprint_files([source / "model.safetensors"]),
-                "report": fingerprint_files(sorted(run.report.glob("report.json"))),
+                "student": _fingerprint_student(run, member),
+                "tokenizer": fingerprint_files([source / "tokenizer.json"]),
+                "metrics": fingerprint(metrics),
             },
-            compared=("export", "inputs"),
         )
         if "export" not in wishes.force and _is_current(target, stamp):
             say(f"export: {target} is current")
@@ -312,7 +379,7 @@ def export(config: Config, wishes: Wishes = Wishes()) -> list[Bundle]:
             rows.texts_b,
             config.export,
             name=student.name,
-            metrics=_metrics(run, member),
+            metrics=metrics,
             training={"source": prepared.report["source"], **prepared.rows},
         )
         stamp.write(target)
@@ -321,13 +388,17 @@ def export(config: Config, wishes: Wishes = Wishes()) -> list[Bundle]:
 
 
 def _metrics(run: RunFolder, member: Member) -> dict[str, Any]:
-    """Return what the report says of this student, by split; empty where there is no report."""
-    path = run.report / "report.json"
-    if not path.exists():
+    """Return what the report says of this student, by split; empty where it is not of these
+    weights.
+    """
+    stamp = Stamp.read(run.report)
+    if stamp is None or stamp.inputs.get(member.name) != _fingerprint_student(run, member):
+        say(f"export: the report does not cover {member.name}; run evaluate to have figures in it")
         return {}
-    rows = [row for row in read_json(path)["rows"] if row["name"] == member.name]
+    models = read_json(run.report / "report.json")["models"]
+    found = next(model["metrics"] for model in models if model["name"] == member.name)
     named = ("accuracy", "macro_f1", "agreement")
-    return {row["split"]: {key: row[key] for key in named} for row in rows}
+    return {split: {key: metrics[key] for key in named} for split, metrics in found.items()}
 
 
 # --- the line ----------------------------------------------------------------------------------
@@ -429,6 +500,6 @@ def _refuse_unless_kept(
         say(f"{stamp.stage}: {folder} is kept, though it was made otherwise ({shown})")
         return
     raise StageError(
-        f"{folder} was made otherwise ({shown}). To make it again: --force {stamp.stage}; "
-        f"to go on with it as it is: --keep {stamp.stage}"
+        f"{folder} was made otherwise ({shown}). To make it again: bert-kd {stamp.stage} --force "
+        f"(or bert-kd run --force {stamp.stage}); to go on with it as it is: --keep {stamp.stage}"
     )

@@ -9,12 +9,14 @@ tensors are safetensors; nothing is pickled.
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import math
 import os
 import shutil
 import subprocess
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +30,8 @@ from bert_kd.errors import UserError
 
 SPLITS = ("train", "validation", "test", "transfer")
 STAMP = "stage.json"
+LEFTOVER_SECONDS = 3600.0
+"""A temporary file this old is no longer being written."""
 
 
 @dataclass(frozen=True)
@@ -97,22 +101,17 @@ def writing(path: Path) -> Iterator[Path]:
     failure remove it.
 
     A reader sees the old file or the whole new one, never a part. Raises UserError where the disk
-    is full.
+    is full or the folder cannot be written to.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    aside = _aside(path)
     try:
         yield aside
         with aside.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(aside, path)
         _sync_folder(path.parent)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(
-                f"no space left on the disk of {path.parent}: free some and run the same command "
-                "again; everything finished before this file is kept"
-            ) from error
+    except Exception as error:
+        _raise_if_full(error, path.parent)
         raise
     finally:
         aside.unlink(missing_ok=True)
@@ -120,11 +119,13 @@ def writing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def writing_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; on success it takes the place of `path`, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    aside.mkdir()
+    """Yield a temporary folder beside `path`; on success it takes the place of `path`, whole.
+
+    Raises UserError as `writing` does.
+    """
+    aside = _aside(path)
     try:
+        aside.mkdir()
         yield aside
         for file in aside.rglob("*"):
             if file.is_file():
@@ -138,15 +139,43 @@ def writing_folder(path: Path) -> Iterator[Path]:
         else:
             os.replace(aside, path)
         _sync_folder(path.parent)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(
-                f"no space left on the disk of {path.parent}: free some and run the same command "
-                "again"
-            ) from error
+    except Exception as error:
+        _raise_if_full(error, path.parent)
         raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and its parents. Raises UserError where that can't be done there."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        _raise_if_full(error, path)
+        raise UserError(
+            f"the folder {path} cannot be made ({error.strerror}): choose another place"
+        ) from error
+
+
+def _aside(path: Path) -> Path:
+    """Return a new name beside `path`; sweep away what killed writers of it left behind."""
+    make_folder(path.parent)
+    # What was moved away is kept where a writer was killed before it put the new one in its place.
+    for kind in ("tmp", "old") if path.exists() else ("tmp",):
+        for left in path.parent.glob(f".{glob.escape(path.name)}.????????.{kind}"):
+            if time.time() - left.stat().st_mtime > LEFTOVER_SECONDS:
+                shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+
+
+def _raise_if_full(error: Exception, folder: Path) -> None:
+    """Raise UserError where `error` says that the disk is full (safetensors says so in words)."""
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    if full or any(f"os error {code}" in str(error) for code in (errno.ENOSPC, errno.EDQUOT)):
+        raise UserError(
+            f"no space left on the disk of {folder}: free some and run the same command again; "
+            "everything finished before this file is kept"
+        ) from error
 
 
 def _sync_folder(folder: Path) -> None:
@@ -262,18 +291,18 @@ class Stamp:
     """What made a stage's output: lies beside it as `stage.json` and can be given back as
     `--config`.
 
-    `config` holds the configuration sections that the stage read, `inputs` the fingerprints of what
-    it read from other stages. Two stamps stand for the same output where `differences` finds none.
+    `config` holds the configuration sections that the stage read. `identity` is the part of them
+    that shapes the output, `inputs` are fingerprints of what was read from elsewhere: two stamps
+    stand for the same output where these are equal.
     """
 
     stage: str
     config: dict[str, Any]
+    identity: dict[str, Any]
     inputs: dict[str, str]
     versions: dict[str, str] = field(default_factory=versions)
     commit: str | None = field(default_factory=commit)
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
-    compared: tuple[str, ...] = ()
-    """Which sections of `config`, and whether `inputs`, tell outputs apart; none given: all."""
 
     def write(self, folder: Path) -> None:
         """Write this stamp into `folder`; done last, so that its presence says that the output is
@@ -283,29 +312,32 @@ class Stamp:
 
     @staticmethod
     def read(folder: Path) -> Stamp | None:
-        """Return the stamp of `folder`, or None where there is none."""
+        """Return the stamp of `folder`, None where there is none. Raises UserError for damage."""
         path = folder / STAMP
         if not path.exists():
             return None
-        facts = read_json(path)
-        return Stamp(**facts | {"compared": tuple(facts.get("compared", ()))})
+        try:
+            return Stamp(**read_json(path))
+        except TypeError:
+            raise UserError(
+                f"{path} is damaged or of another version: remove it and run its stage again"
+            ) from None
 
+    @property
+    def fingerprint(self) -> str:
+        """A fingerprint of what `differences` compares."""
+        return fingerprint(json.loads(to_json(self._telling)))
+
+    @property
     def _telling(self) -> dict[str, Any]:
-        """Return sections and inputs as plain values; where the run lies changes nothing."""
-        sections = {key: value for key, value in self.config.items() if key != "run"}
-        return dict(json.loads(to_json(sections | {"inputs": self.inputs})))
+        return {**self.identity, "inputs": self.inputs}
 
     def differences(self, other: Stamp) -> list[str]:
-        """Return what differs from `other`, a line each: `key: mine, theirs`."""
-        mine, theirs = self._telling(), other._telling()
-        if self.compared:
-            mine = {key: value for key, value in mine.items() if key in self.compared}
-            theirs = {key: value for key, value in theirs.items() if key in self.compared}
-        mine, theirs = _flat(mine), _flat(theirs)
-        keys = sorted(mine.keys() | theirs.keys())
+        """Return what tells this output from `other`'s, a line for each key."""
+        mine, theirs = (_flat(json.loads(to_json(stamp._telling))) for stamp in (self, other))
         return [
             f"{key}: wanted {mine.get(key)!r}, made with {theirs.get(key)!r}"
-            for key in keys
+            for key in sorted(mine.keys() | theirs.keys())
             if mine.get(key) != theirs.get(key)
         ]
 

@@ -60,7 +60,10 @@ def test_commands_and_version(capsys):
         (["run", "teacher.epoch=3"], "did you mean 'epochs'?"),
         (["run", "--from", "evaluat"], "did you mean 'evaluate'?"),
         (["run", "--from", "export", "--until", "evaluate"], "comes after"),
-        (["run", "--force", "all"], "no stage is named 'all'"),
+        (["run", "--force", "all"], "'all' is none of the stages"),
+        (["run", "--force", "cache-logits"], "never made again"),
+        (["run", "--keep", "evaluate"], "none of the stages train-teacher, cache-logits"),
+        (["prepare-data", "run=README.md/x"], "cannot be made"),
         (["cache-logits", "--part", "3/2"], "expected i/n"),
         (["predict", "--bundle", "nowhere", "--text", "x"], "nowhere"),
         (["predict", "--bundle", "nowhere"], "give INPUT and --output FILE, or --text TEXT"),
@@ -72,10 +75,11 @@ def test_what_a_user_can_fix_exits_with_2_and_one_message(
     capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ):
     monkeypatch.chdir(tmp_path)
+    Path("README.md").write_text("a file\n")
     status, out, err = call(capsys, *arguments)
     assert status == 2 and message in err and not out
     assert err.startswith("error: ") and "Traceback" not in err
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch):

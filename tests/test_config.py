@@ -63,6 +63,9 @@ def test_overrides_are_read_by_the_fields_type(override: str, read):
         ("data.source.deep=1", "'data.source' has no keys below it"),
         ("students.base.embedding.start=file", "'file' belongs to start"),
         ("students.base.name=a b", "match pattern"),
+        ("students.base.seeds=[8, 8]", "the same value stands twice"),
+        ("students.base.seeds=[-1]", "greater than or equal to 0"),
+        ("evaluate.splits=['test', 'test']", "the same value stands twice"),
     ],
 )
 def test_bad_overrides_are_refused(override: str, message: str):
@@ -83,7 +86,7 @@ def test_bad_overrides_are_refused(override: str, message: str):
         ('[[students]]\nname = "a"\n[[students]]\nname = "a"', "'a' stands twice"),
         ("[[students]]\n", "students.0.name is missing"),
         ("a = ", "a.toml"),
-        ("[students.loss]", "students"),
+        ("[students.loss]", "write [[students]] with two brackets"),
     ],
 )
 def test_bad_files_are_refused_with_file_and_key(tmp_path: Path, text: str, message: str):
@@ -92,6 +95,13 @@ def test_bad_files_are_refused_with_file_and_key(tmp_path: Path, text: str, mess
     with pytest.raises(ConfigError) as caught:
         load_config(path)
     assert message in str(caught.value) and "a.toml" in str(caught.value)
+
+
+def test_json_without_an_object_is_refused(tmp_path: Path):
+    path = tmp_path / "a.json"
+    path.write_text("[1]")
+    with pytest.raises(ConfigError, match="no JSON object"):
+        load_config(path)
 
 
 def test_a_missing_file_is_named(tmp_path: Path):

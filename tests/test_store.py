@@ -99,13 +99,45 @@ def test_fingerprints_go_by_content(tmp_path: Path):
     assert fingerprint_files(both) != first
 
 
-def test_stamps_differ_by_what_they_compare(tmp_path: Path):
-    made = Stamp("s", {"run": "a", "x": {"k": 1}, "y": 2}, {"in": "f"}, compared=("x", "inputs"))
+def test_stamps_differ_by_identity_and_inputs(tmp_path: Path):
+    made = Stamp("s", {"run": "a", "x": {"k": 1}, "y": 2}, {"x": {"k": 1}}, {"in": "f"})
     made.write(tmp_path)
     found = Stamp.read(tmp_path)
     assert found == made and not made.differences(found)
-    wanted = Stamp("s", {"run": "b", "x": {"k": 3}, "y": 9}, {"in": "f"}, compared=("x", "inputs"))
+    moved = Stamp("s", {"run": "b", "x": {"k": 1}, "y": 9}, {"x": {"k": 1}}, {"in": "f"})
+    assert not moved.differences(found) and moved.fingerprint == made.fingerprint
+    wanted = Stamp("s", {"run": "a"}, {"x": {"k": 3}}, {"in": "f"})
     assert wanted.differences(found) == ["x.k: wanted 3, made with 1"]
-    other = Stamp("s", {"run": "a", "x": {"k": 1}, "y": 2}, {"in": "g"}, compared=("x", "inputs"))
+    assert wanted.fingerprint != made.fingerprint
+    other = Stamp("s", {"run": "a"}, {"x": {"k": 1}}, {"in": "g"})
     assert other.differences(found) == ["inputs.in: wanted 'g', made with 'f'"]
     assert Stamp.read(tmp_path / "nowhere") is None
+    write_json(tmp_path / "stage.json", {"stage": "s", "colour": "red"})
+    with pytest.raises(UserError, match="damaged or of another version"):
+        Stamp.read(tmp_path)
+
+
+def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="cannot be made .* choose another place"):
+        write_text(tmp_path / "file" / "a.txt", "x")
+
+
+def test_a_full_disk_is_recognised_in_words_too(tmp_path: Path):
+    with pytest.raises(UserError, match="no space left"), writing(tmp_path / "a") as aside:
+        aside.write_text("x")
+        raise RuntimeError("I/O error: No space left on device (os error 28)")
+
+
+def test_what_killed_writers_left_is_swept_away_once_it_is_old(tmp_path: Path):
+    old, young, other = (
+        tmp_path / ".a.txt.12345678.tmp",
+        tmp_path / ".a.txt.87654321.tmp",
+        tmp_path / ".b.txt.12345678.tmp",
+    )
+    for path in (old, young, other):
+        path.write_text("x")
+        os.utime(path, (0, 0))
+    os.utime(young)
+    write_text(tmp_path / "a.txt", "x")
+    assert not old.exists() and young.exists() and other.exists()

@@ -32,7 +32,7 @@ from bert_kd.data.splits import TEST, TRAIN, VALIDATION, Mask, contained, cut, g
 from bert_kd.data.tables import Columns
 from bert_kd.errors import DataError, StageError
 from bert_kd.progress import progress, say
-from bert_kd.store import SPLITS, RunFolder, read_json, write_json
+from bert_kd.store import SPLITS, RunFolder, make_folder, read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def _aside(run: RunFolder) -> Iterator[Path]:
     """Yield a folder for the drafts, removed afterwards (and one left by a killed run before)."""
     folder = run.data / ".reading"
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    make_folder(folder)
     try:
         yield folder
     finally:

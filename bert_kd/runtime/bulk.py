@@ -109,12 +109,11 @@ def _require(part: Part, text: str, text_b: str | None, source: Path) -> None:
     """Raise DataError where a column of texts is missing; a file without rows may have none."""
     if not part.names and not part.lines:
         return
-    for option, name in (("text", text), ("text_b", text_b)):
+    for option, name in (("column", text), ("column-b", text_b)):
         if name is not None and name not in part.names:
             raise DataError(
                 f"{source}: there is no column '{name}'{nearest(name, part.names)}; found: "
-                f"{', '.join(part.names)}. Give the column's name as {option} "
-                f"(--{option.replace('_', '-')})"
+                f"{', '.join(part.names)}. Give the column's name (--{option})"
             )
 
 

@@ -5,6 +5,7 @@ vectors by PCA.
 from __future__ import annotations
 
 import gzip
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,10 +123,12 @@ def _read_word_vectors(path: Path, vocabulary: dict[str, int], size: int) -> dic
     """Read `word v1 v2 …` lines for the words of the vocabulary; a first line `count size` is
     skipped.
     """
-    if not path.exists():
+    if not path.is_file():
         raise StudentError(f"the word vectors {path} do not exist: check students.embedding.file")
     found: dict[int, Vectors] = {}
     for number, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            continue
         # From the right, as some files hold words with spaces in them.
         parts = line.rstrip().split(" ")
         if number == 1 and len(parts) == 2 and all(part.isdecimal() for part in parts):
@@ -153,5 +156,8 @@ def _lines(path: Path) -> Iterator[str]:
         if path.suffix == ".gz"
         else path.open(encoding="utf-8", errors="replace")
     )
-    with cast(TextIO, opened) as file:
-        yield from file
+    try:
+        with cast(TextIO, opened) as file:
+            yield from file
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise StudentError(f"{path} is not a whole gzip file ({error}): fetch it again") from None

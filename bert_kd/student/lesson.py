@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from bert_kd.config import LogitsConfig, LossConfig, StudentConfig, TeacherSource
 from bert_kd.data.prepare import Prepared
 from bert_kd.errors import StudentError
-from bert_kd.logits.cache import Answers
+from bert_kd.logits.cache import Answers, LogitCache
 from bert_kd.logits.combine import read_teachers
 from bert_kd.logits.gate import gate
 from bert_kd.progress import say
@@ -26,7 +26,7 @@ from bert_kd.store import RunFolder
 from bert_kd.student.embeddings import start_vectors
 from bert_kd.student.examples import Encoded, encode_splits, texts_of
 from bert_kd.student.model import BiLSTM, Shape, Student, count_parameters, save_student
-from bert_kd.student.train import CHECKPOINT, Examples, train
+from bert_kd.student.train import Examples, train
 from bert_kd.student.vocabulary import build_tokenizer
 
 
@@ -57,6 +57,7 @@ def prepare_lesson(
     configuration does not fit the teacher.
     """
     teacher = run.teacher if (run.teacher / "tokenizer.json").exists() else None
+    _check(config, sources, teacher)
     learned = [run.split(name) for name in ("train", "transfer") if name in prepared.rows]
     vocabulary_from = teacher / "tokenizer.json" if teacher else None
     tokenizer = build_tokenizer(config.vocabulary, texts_of(learned), vocabulary_from)
@@ -79,14 +80,35 @@ def prepare_lesson(
         f"({config.vocabulary.kind}), {rows.cut:,} texts cut at {config.vocabulary.max_length} "
         f"tokens, {validation.unknown_share:.2%} of validation's tokens unknown"
     )
-    if config.loss.feature_weight and answers.features is None:
-        raise StudentError(
-            "feature_weight needs the teacher's features: set logits.features = true and run "
-            "cache-logits again"
-        )
     return Lesson(
         config, prepared.labels, prepared.pair, tokenizer, rows, answers, validation, teacher
     )
+
+
+def _check(config: StudentConfig, sources: Sequence[TeacherSource], teacher: Path | None) -> None:
+    """Refuse, before any work, what these teachers cannot give."""
+    lacking = []
+    if teacher is None and config.vocabulary.kind == "wordpiece":
+        lacking.append('vocabulary.kind = "words" or "bpe"')
+    if teacher is None and config.embedding.start == "teacher":
+        lacking.append('embedding.start = "random" or "file"')
+    if lacking:
+        raise StudentError(
+            f"{config.name}: there is no teacher folder to take a vocabulary and token vectors "
+            f"from; set {' and '.join(lacking)}"
+        )
+    if not config.loss.feature_weight:
+        return
+    if len(sources) > 1:
+        raise StudentError(
+            f"{config.name}: feature_weight learns from a single teacher, and {len(sources)} are "
+            "given: set feature_weight = 0, or one teacher"
+        )
+    if LogitCache.open(sources[0].folder).manifest.feature_size is None:
+        raise StudentError(
+            f"{config.name}: feature_weight needs the teacher's features, and {sources[0].folder} "
+            "has none: set logits.features = true and run cache-logits again"
+        )
 
 
 def teach(
@@ -136,7 +158,8 @@ def teach(
     facts = {"seed": seed, "twin": twin, "parameters": total}
     student = Student(model.cpu().eval(), lesson.tokenizer, lesson.labels, name, facts)
     save_student(folder, student)
-    (folder / CHECKPOINT).unlink(missing_ok=True)
+    for left in (*folder.glob("checkpoint.*"), *folder.glob(".*.tmp")):
+        left.unlink()
     return metrics
 
 

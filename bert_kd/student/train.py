@@ -27,6 +27,7 @@ from torch import Tensor
 
 from bert_kd.config import StudentConfig, TrainingConfig
 from bert_kd.data.batches import Ints, Tokens, bucketed_batches, sorted_batches
+from bert_kd.errors import StudentError
 from bert_kd.progress import progress, say
 from bert_kd.store import to_json, write_json, write_text, writing
 from bert_kd.student.losses import NO_LABEL, DistillationLoss
@@ -93,8 +94,8 @@ def train(
     epoch.
 
     `folder` takes `checkpoint.safetensors`, `history.jsonl` and `metrics.json`; a checkpoint that
-    lies there is resumed. The same seed on the same machine gives the same weights, interrupted or
-    not.
+    lies there is resumed. On a CPU the same seed gives the same weights, interrupted or not.
+    Raises StudentError where the training diverges.
     """
     settings = config.training
     # The state is one for the process; a teacher or another student may have left its precision.
@@ -128,7 +129,7 @@ def train(
     total = settings.epochs * len(examples)
     done = state.epoch * len(examples) + state.step * settings.batch_size
     with progress(name, total, "examples", done=done) as advance:
-        while state.epoch < settings.epochs:
+        while state.epoch < settings.epochs and not _out_of_patience(state, settings):
             model.train()
             shuffled = np.random.default_rng([seed, state.epoch])
             batches = bucketed_batches(lengths, settings.batch_size, shuffled)
@@ -162,6 +163,11 @@ def train(
 
             judged = averaged if averaged is not None else model
             measured = evaluate(judged, validation)
+            if not math.isfinite(measured["nll"] + state.sums[0]):
+                raise StudentError(
+                    f"{name} diverged in epoch {state.epoch + 1} (its loss is not finite): lower "
+                    "training.learning_rate, or set training.clip"
+                )
             value = -measured["nll"] if settings.metric == "nll" else measured[settings.metric]
             # Accuracy often ties on a small validation split; the likelihood then decides.
             if (value, -measured["nll"]) > (state.best, -state.best_nll):
@@ -182,8 +188,6 @@ def train(
             run.save(state)
             last_saved = time.monotonic()
             advance(0, f"epoch {state.epoch}, {settings.metric} {abs(value):.4f}")
-            if settings.patience and state.epoch - 1 - state.best_epoch >= settings.patience:
-                break
 
     model.load_state_dict(best.state_dict())
     model.eval()
@@ -257,6 +261,11 @@ def _batch(
         logits,
         features,
     )
+
+
+def _out_of_patience(state: State, settings: TrainingConfig) -> bool:
+    """Whether the last `patience` epochs brought nothing better."""
+    return 0 < settings.patience <= state.epoch - 1 - state.best_epoch
 
 
 def _precision(asked: str) -> str:

@@ -51,6 +51,11 @@ def build_tokenizer(
         tokenizer = _pruned_wordpiece(config, texts, _read_wordpiece(teacher))
     else:
         tokenizer = _trained(config, texts)
+    if tokenizer.get_vocab_size() <= len(SPECIAL):
+        raise StudentError(
+            f"the vocabulary is empty: no entry occurs {config.minimum_count:,} times; lower "
+            "vocabulary.minimum_count"
+        )
     tokenizer.enable_truncation(config.max_length)
     return tokenizer
 

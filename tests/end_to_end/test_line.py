@@ -93,8 +93,9 @@ def test_every_stage_says_what_made_it(tiny_run: Config):
         assert stamp is not None and stamp.stage == stage
         assert stamp.versions["torch"] and stamp.config["run"] == str(tiny_run.run)
     # Given back as --config, the file makes the same student.
-    again = load_config(run.student("base-seed17") / "stage.json")
-    assert again.students[0].seeds == (17,) and again.teacher == tiny_run.teacher
+    for name in ("base-seed17", "base-seed17-twin"):
+        again = load_config(run.student(name) / "stage.json")
+        assert again.students == tiny_run.students and again.teacher == tiny_run.teacher
 
 
 def test_cached_logits_are_the_teachers_answers(tiny_run: Config):
@@ -112,11 +113,10 @@ def test_cached_logits_are_the_teachers_answers(tiny_run: Config):
 
 def test_a_finished_run_is_left_as_it_is(own_run: Config, capsys):
     before = files_of(own_run.run)
-    stages.run_stages(own_run, last="train-students")
-    stages.export(own_run)
+    stages.run_stages(own_run)
     assert files_of(own_run.run) == before
     said = capsys.readouterr().err
-    assert said.count("is current") == 5 and "0 computed" in said
+    assert said.count("is current") == 6 and "0 computed" in said
 
 
 def test_the_report_and_the_bundle_agree(tiny_run: Config):
@@ -168,17 +168,77 @@ def test_a_student_of_other_settings_is_refused(own_run: Config):
     assert metrics["base-seed17"]["epochs"] == 3
 
 
-def test_a_change_of_the_soft_loss_leaves_the_twin(own_run: Config):
+def test_force_makes_what_changed_again_and_goes_on_where_it_was_killed(
+    own_run: Config, monkeypatch: pytest.MonkeyPatch
+):
+    from bert_kd.student import lesson
+
     other = changed(own_run, student={"loss.soft_weight": 0.5})
     twin = own_run.run / "students" / "base-seed17-twin"
     before = files_of(twin)
-    stamp = stages._student_stamp(
-        other,
-        members(other)[1],
-        stages._with_data(other)[1],
-        stages._teacher_sources(other, RunFolder(other.run)),
-    )
-    assert not stamp.differences(Stamp.read(twin)) and files_of(twin) == before
+    train = lesson.train
+
+    def killed(*_, **__):
+        raise InterruptedError
+
+    monkeypatch.setattr(lesson, "train", killed)
+    with pytest.raises(InterruptedError):
+        stages.train_students(other, Wishes(force={"train-students"}))
+    monkeypatch.setattr(lesson, "train", train)
+    stages.train_students(other)  # without being forced again
+    assert files_of(twin) == before  # the soft loss is nothing to a twin
+
+
+def test_a_new_teacher_makes_old_answers_stale(own_run: Config):
+    other = changed(own_run, teacher={"epochs": 2.0})
+    stages.train_teacher(other, Wishes(force={"train-teacher"}))
+    for stage in (stages.train_students, stages.evaluate, stages.export):
+        with pytest.raises(StageError, match="answers of another teacher.*run cache-logits again"):
+            stage(other)
+    assert stages.cache_logits(other).computed > 2000
+    with pytest.raises(StageError, match=r"inputs\.teachers"):
+        stages.train_students(other)
+
+
+def test_the_report_follows_its_students_and_the_bundle_the_report(own_run: Config):
+    before = files_of(own_run.run / "report")
+    assert stages.evaluate(own_run).models and files_of(own_run.run / "report") == before
+    other = changed(own_run, student={"training.epochs": 1, "twin": False})
+    stages.train_students(other, Wishes(force={"train-students"}))
+    bundle = stages.export(other)[0]
+    assert bundle.metrics == {} and bundle.name == "base"  # the report is of other weights
+    report = stages.evaluate(other)
+    bundle = stages.export(other)[0]
+    student = next(model for model in report.models if model.role == "student")
+    for split in ("validation", "test"):
+        assert bundle.metrics[split]["accuracy"] == student.metrics[split].accuracy
+
+
+def test_imported_caches_are_told_apart_by_content(own_run: Config, tmp_path: Path):
+    from bert_kd.logits.exchange import export_answers, import_answers
+
+    run = RunFolder(own_run.run)
+    own = run.cache(Stamp.read(run.logits).inputs["teacher"])
+    labels = tuple(LogitCache.open(own).manifest.labels)
+    prepared = stages._with_data(own_run)[1]
+    stamps = []
+    for name, values in (("one", "logits"), ("two", "probabilities")):
+        file, folder = tmp_path / f"{name}.csv", tmp_path / name / "answers"
+        export_answers(own, run.split("train"), file, labels=labels, values=values)
+        import_answers(folder, file, labels=labels, kind=values)
+        config = changed(own_run, logits={"teachers": [{"folder": str(folder)}]})
+        sources = stages._teacher_sources(config, run, Wishes())
+        member = members(config)[0]
+        stamps.append(stages._student_stamp(config, member, run, prepared, sources))
+    assert [line[:15] for line in stamps[0].differences(stamps[1])] == ["inputs.teachers"]
+
+
+def test_labels_in_another_order_are_noticed(own_run: Config):
+    names = list(read_json(own_run.run / "data" / "labels.json").values())
+    other = changed(own_run, data={"label_names": names[::-1]})
+    stages.prepare_data(other)
+    with pytest.raises(StageError, match="was trained for the labels"):
+        stages.evaluate(other, Wishes(keep={"train-students", "train-teacher", "cache-logits"}))
 
 
 def test_new_rows_cost_only_their_own_answers(own_run: Config, tmp_path: Path):

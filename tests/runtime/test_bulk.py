@@ -271,7 +271,7 @@ def test_a_failure_leaves_nothing_behind(predictor, tmp_path):
 
 
 REFUSED = {
-    "in.csv": ("sentence\na\n", "there is no column 'text'.*found: sentence.*--text"),
+    "in.csv": ("sentence\na\n", "there is no column 'text'.*found: sentence.*--column"),
     "typo.csv": ("texts\na\n", r"did you mean 'texts'\?"),
     "twice.csv": ("text,text\na,b\n", "'text' is there twice"),
     "nothing.csv": ("", "is empty"),

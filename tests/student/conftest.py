@@ -21,8 +21,7 @@ PIECES = (
 
 @pytest.fixture
 def teacher_folder(tmp_path: Path) -> Path:
-    """A folder with the tokenizer and token vectors of a BERT, and no model that could be loaded.
-    """
+    """A folder with the tokenizer and token vectors of a BERT, and no model to be loaded."""
     folder = tmp_path / "teacher"
     folder.mkdir()
     letters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]

@@ -75,7 +75,7 @@ def test_without_a_teacher_folder_the_remedy_is_named(tmp_path: Path):
 @pytest.mark.parametrize("header", ["", "3 2\n"])
 @pytest.mark.parametrize("zipped", [False, True])
 def test_word_vector_files_are_read(tmp_path: Path, header: str, zipped: bool):
-    text = header + "good 1 2\nFilm 3 4\nzebra 5 6\nnew york 7 8\n"
+    text = header + "good 1 2\n\nFilm 3 4\nzebra 5 6\nnew york 7 8\n"
     path = tmp_path / ("vectors.txt.gz" if zipped else "vectors.txt")
     path.write_bytes(gzip.compress(text.encode()) if zipped else text.encode())
     config = EmbeddingConfig(size=2, start="file", file=path)
@@ -99,6 +99,10 @@ def test_word_vector_files_that_do_not_fit_are_refused(tmp_path: Path, text: str
     path.write_text(text)
     with pytest.raises(StudentError, match=message):
         vectors_of("words", EmbeddingConfig(size=2, start="file", file=path), None)
+    broken = tmp_path / "vectors.gz"
+    broken.write_text(text)
+    with pytest.raises(StudentError, match="not a whole gzip file"):
+        vectors_of("words", EmbeddingConfig(size=2, start="file", file=broken), None)
     with pytest.raises(StudentError, match="do not exist"):
         nowhere = EmbeddingConfig(size=2, start="file", file=tmp_path / "nowhere")
         vectors_of("words", nowhere, None)

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from bert_kd.config import LossConfig, StudentConfig, TrainingConfig
+from bert_kd.errors import StudentError
 from bert_kd.student.model import BiLSTM, Shape
 from bert_kd.student.train import CHECKPOINT, Examples, evaluate, predict, train
 
@@ -99,6 +100,25 @@ def test_patience_stops_early(tmp_path: Path, make_examples: Maker):
     run(tmp_path, make_examples, config)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["epochs"] - metrics["best_epoch"] == 2 and metrics["epochs"] < 50
+
+
+def test_a_run_that_had_stopped_early_is_not_gone_on_with(tmp_path: Path, make_examples: Maker):
+    """Killed between its last checkpoint and the saving of the student, say."""
+    config = configuration(epochs=50, patience=2, learning_rate=1e-9, warmup=0.0)
+    first = run(tmp_path, make_examples, config)
+    metrics = (tmp_path / "metrics.json").read_text()
+    assert same(first, run(tmp_path, make_examples, config))
+    assert (
+        json.loads((tmp_path / "metrics.json").read_text())["epochs"]
+        == (json.loads(metrics)["epochs"])
+    )
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "nll"])
+def test_a_diverging_training_is_refused(tmp_path: Path, make_examples: Maker, metric: str):
+    config = configuration(learning_rate=1e30, metric=metric)
+    with pytest.raises(StudentError, match=r"diverged in epoch \d .*learning_rate"):
+        run(tmp_path, make_examples, config)
 
 
 def test_the_moving_average_is_what_is_judged_and_kept(tmp_path: Path, make_examples: Maker):

@@ -81,6 +81,11 @@ def test_frequent_pieces_come_first_and_size_and_count_limit_them(teacher_folder
     assert build("words", None, minimum_count=2).get_vocab_size() == 2 + 3
 
 
+def test_an_empty_vocabulary_is_refused():
+    with pytest.raises(StudentError, match=r"lower vocabulary\.minimum_count"):
+        build("words", None, minimum_count=100)
+
+
 def test_chinese_is_cut_into_characters():
     tokenizer = build_tokenizer(VocabularyConfig(kind="words"), ["酒店很好", "很好"])
     assert tokenizer.encode("很好酒").tokens == ["很", "好", "酒"]
