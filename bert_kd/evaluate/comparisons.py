@@ -87,7 +87,7 @@ def compare(
     samples: int,
     seed: int,
 ) -> Comparison:
-    """Return student against twin and teacher; all are predicted classes, [rows] or [seeds, rows]."""
+    """Return student against twin and teacher; all predicted classes, [rows] or [seeds, rows]."""
     own = accuracy_over_seeds(gold, student, samples, seed)
     of_twin = None if twin is None else accuracy_over_seeds(gold, twin, samples, seed)
     of_teacher = None if teacher is None else accuracy_over_seeds(gold, teacher, samples, seed)
@@ -114,7 +114,7 @@ def _right(gold: npt.ArrayLike, predictions: npt.ArrayLike) -> Ints:
     truth = checked_gold(gold, np.iinfo(np.int64).max, predicted.shape[1])
     if predicted.ndim != 2 or predicted.size == 0:
         raise DataError("there are no rows to compare: prepare a split that has some")
-    return (predicted == truth).astype(np.int64)
+    return np.asarray(predicted == truth, dtype=np.int64)
 
 
 def _estimate(values: Ints, samples: int, seed: int) -> Estimate:

@@ -82,7 +82,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything of one evaluation; `split` is the one that the headline and the figures speak of."""
+    """Everything of one evaluation; `split` is the one that headline and figures speak of."""
 
     run: str
     split: str
@@ -158,6 +158,11 @@ def best_student(models: Iterable[Model], split: str) -> Model | None:
 def teacher_of(models: Iterable[Model]) -> Model | None:
     """Return the first teacher among `models`, or None."""
     return next((model for model in models if model.role == "teacher"), None)
+
+
+def teacher_timed(report: Report) -> bool:
+    """Whether the teacher's speed is known, so that "times faster" means than the teacher."""
+    return any(model.role == "teacher" and model.speed for model in report.models)
 
 
 def grouped(report: Report) -> tuple[Group, ...]:

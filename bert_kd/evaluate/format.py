@@ -11,13 +11,13 @@ def percent(share: float | None, digits: int = 1) -> str:
 
 
 def percent_std(share: float, std: float | None) -> str:
-    """Return a share with its deviation over seeds, where there is one: `86.1 ± 0.4`."""
-    return percent(share) + ("" if std is None else f" ± {percent(std)}")
+    """Return a share with its deviation over seeds, where there is one: `86.1 ±0.4`."""
+    return percent(share) + ("" if std is None else f" ±{percent(std)}")
 
 
 def interval(low: float, high: float) -> str:
-    """Return an interval of shares: `84.2 – 88.0`."""
-    return f"{percent(low)} – {percent(high)}"
+    """Return an interval of shares: `84.2–88.0`."""
+    return f"{percent(low)}–{percent(high)}"
 
 
 def points(difference: float | None) -> str:
@@ -41,7 +41,7 @@ def significant(value: float | None) -> str:
 
 
 def count(value: float | None) -> str:
-    """Return a whole number with thousands separated, or a rate of few a second with its decimals."""
+    """Return a whole number with thousands separated, or a low rate with its decimals."""
     if value is None:
         return NOTHING
     return significant(value) if abs(value) < 100 else f"{value:,.0f}"

@@ -35,7 +35,7 @@ class ClassMetrics:
 
 @dataclass(frozen=True)
 class ReliabilityBin:
-    """The answers whose probability lies in (low, high]; the means are None where there are none."""
+    """The answers whose probability lies in (low, high]; means are None where there are none."""
 
     low: float
     high: float

@@ -14,7 +14,15 @@ from typing import Any
 from bert_kd.errors import MissingExtra
 from bert_kd.evaluate import format as formats
 from bert_kd.evaluate.comparisons import Comparison
-from bert_kd.evaluate.findings import Group, Model, Report, best_student, grouped, teacher_of
+from bert_kd.evaluate.findings import (
+    Group,
+    Model,
+    Report,
+    best_student,
+    grouped,
+    teacher_of,
+    teacher_timed,
+)
 from bert_kd.evaluate.metrics import Metrics
 from bert_kd.evaluate.plots import (
     Curve,
@@ -88,7 +96,7 @@ def headline(report: Report) -> str:
 
 
 def summary(report: Report) -> list[str]:
-    """Return the sentences below the headline: accuracies, what the teacher adds, size and speed."""
+    """Return the sentences below the headline: accuracies, the teacher's part, size, speed."""
     groups = grouped(report)
     student = _best_group(report, groups)
     if student is None:
@@ -182,6 +190,7 @@ def _context(report: Report) -> dict[str, Any]:
         "groups": groups,
         "look": lambda item: style[getattr(item, "group", None) or item.name, item.role],
         "rows": report.models[0].metrics[report.split].rows,
+        "teacher_timed": teacher_timed(report),
         "timed": [group for group in groups if group.speed is not None],
         "with_agreement": any(group.agreement is not None for group in groups),
         "with_size": any(model.bytes or model.parameters for model in report.models),

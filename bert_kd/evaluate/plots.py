@@ -44,7 +44,7 @@ CURVE_POINTS = 300
 
 @dataclass(frozen=True)
 class Look:
-    """How a group is drawn: `css` names its colour for the page, `hollow` says that it is a twin."""
+    """How a group is drawn: `css` names its colour for the page, `hollow` says it is a twin."""
 
     colour: str
     hollow: bool
@@ -80,7 +80,7 @@ def looks(groups: Sequence[Group]) -> dict[tuple[str, str], Look]:
 
 
 def speed_figure(groups: Sequence[Group], name: str, title: str) -> str:
-    """Accuracy in percent against the median latency of one text, logarithmic, with 95 % intervals."""
+    """Accuracy in percent against median latency of one text (logarithmic), with 95 % intervals."""
     style = looks(groups)
     shown = [group for group in groups if group.speed is not None]
     with drawing(WIDTH, 280) as figure:

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bert_kd.errors import MissingExtra, UserError
-from bert_kd.evaluate.findings import Group, Model, Report, grouped
+from bert_kd.evaluate.findings import Group, Model, Report, grouped, teacher_timed
 from bert_kd.evaluate.format import count, interval, latency, percent, percent_std, size, times
 from bert_kd.evaluate.page import render_page
 from bert_kd.progress import say
@@ -76,7 +76,7 @@ def write_report(report: Report, folder: Path) -> Path | None:
 
 
 def read_report(folder: Path) -> Report:
-    """Read the report that `write_report` left in `folder`. Raises UserError where there is none."""
+    """Read the report that `write_report` left in `folder`. Raises UserError where none is."""
     values = read_json(folder / JSON_NAME)
     try:
         values.pop("rows")
@@ -98,17 +98,21 @@ def _check(report: Report) -> None:
 
 
 def results_table(report: Report) -> Table:
-    """Return the results on the report's split for the terminal: one line per teacher, student and
-    twin.
+    """Return the results on the report's split for the terminal, one line per teacher, student and
+    twin; every number is whole at 80 columns.
     """
+    timed = teacher_timed(report)
     columns: list[tuple[str, Callable[[Group], str]]] = [
-        ("accuracy", lambda group: percent_std(group.accuracy.value, group.accuracy.std)),
-        ("95% interval", lambda group: interval(group.accuracy.low, group.accuracy.high)),
-        ("macro-F1", lambda group: percent(group.macro_f1)),
+        ("accuracy\n%", lambda group: percent_std(group.accuracy.value, group.accuracy.std)),
+        ("95%\ninterval", lambda group: interval(group.accuracy.low, group.accuracy.high)),
+        ("macro-\nF1", lambda group: percent(group.macro_f1)),
         ("size", lambda group: size(group.models[0].bytes)),
-        ("p50 latency", lambda group: latency(group.speed.p50 if group.speed else None)),
+        ("p50\nlatency", lambda group: latency(group.speed.p50 if group.speed else None)),
         ("texts/s", lambda group: count(group.speed.texts_per_second if group.speed else None)),
-        ("times faster", lambda group: times(group.speed.times_faster if group.speed else None)),
+        (
+            "times\nfaster",
+            lambda group: times(group.speed.times_faster if group.speed and timed else None),
+        ),
     ]
     groups = grouped(report)
     tested = report.models[0].metrics[report.split].rows
@@ -120,8 +124,10 @@ def results_table(report: Report) -> Table:
         else None,
         caption_justify="left",
         box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
     )
-    table.add_column("model", overflow="fold")
+    table.add_column("model", overflow="fold", min_width=9)
     for title, _ in columns:
         table.add_column(title, justify="right", no_wrap=True)
     for group in groups:

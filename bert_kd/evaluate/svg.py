@@ -52,7 +52,7 @@ def _is_wide(character: str) -> bool:
 
 
 def text_width(text: str, font: float) -> float:
-    """Return about how many points `text` takes in the page's font, which matplotlib does not have."""
+    """Return about how many points `text` takes in the page's font, unknown to matplotlib."""
     return sum(1.0 if _is_wide(character) else 0.55 for character in text) * font
 
 

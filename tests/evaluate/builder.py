@@ -28,7 +28,9 @@ def make_report(
     epochs: int = 3,
     splits: tuple[str, ...] = ("validation", "test"),
 ) -> Report:
-    """Return a report whose teacher is right in nine of ten texts and whose students are a bit worse."""
+    """Return a report whose teacher is right in nine of ten texts and whose students are a bit
+    worse.
+    """
     generator = np.random.default_rng(5)
     gold = {split: generator.integers(len(labels), size=rows) for split in splits}
     gold = {split: np.sort(values) for split, values in gold.items()}
@@ -59,7 +61,9 @@ def make_report(
                 parameters_without_embedding=parameters // 2 if known else None,
                 bytes=size if known else None,
                 speed=found_speed if known and speed else None,
-                description="BERT, 6 layers of 384" if role == "teacher" else "BiLSTM 300 → 2 × 256",
+                description="BERT, 6 layers of 384"
+                if role == "teacher"
+                else "BiLSTM 300 → 2 × 256",
                 history=history if known else (),
             )
         )
@@ -129,7 +133,11 @@ def make_report(
 def answers(generator, gold, classes, accuracy):
     """Return logits [rows, classes] whose largest is in the gold column for this share of rows."""
     rows = len(gold)
-    wrong = (gold + generator.integers(1, min(classes, 4), size=rows)) % classes if classes > 2 else 1 - gold
+    wrong = (
+        (gold + generator.integers(1, min(classes, 4), size=rows)) % classes
+        if classes > 2
+        else 1 - gold
+    )
     chosen = np.where(np.arange(rows) % 100 < 100 * accuracy, gold, wrong)
     chosen = np.where(generator.random(rows) < accuracy, gold, wrong)
     logits = generator.normal(size=(rows, classes))
