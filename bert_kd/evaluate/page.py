@@ -88,7 +88,7 @@ def headline(report: Report) -> str:
     kept = student.accuracy.value / teacher.accuracy.value
     sentence = (
         f"{student.label} {'keeps' if kept <= 1 else 'reaches'} {formats.percent(kept)}% "
-        "of its teacher’s accuracy"
+        "of its teacher's accuracy"
     )
     if teacher.speed is not None and student.speed is not None:
         sentence += f" at {formats.significant(student.speed.times_faster)} times the speed"

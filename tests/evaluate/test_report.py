@@ -147,7 +147,7 @@ def test_the_headline_says_what_is_kept_and_how_fast():
     report = make_report()
     teacher, student = report.models[0], report.models[1]
     kept = student.metrics["test"].accuracy / teacher.metrics["test"].accuracy
-    assert f"{100 * kept:.1f}% of its teacher’s accuracy" in headline(report)
+    assert f"{100 * kept:.1f}% of its teacher's accuracy" in headline(report)
     assert "38.4 times the speed" in headline(report)
 
 
