@@ -101,12 +101,12 @@ def train_teacher(config: Config, wishes: Wishes = Wishes()) -> dict[str, Any]:
     """Fine-tune the teacher's last layers and write `teacher/`; returns the facts of
     `teacher.json`.
     """
-    from bert_kd.teacher.finetune import finetune
-
     run, prepared = _with_data(config)
     stamp = _teacher_stamp(config, prepared)
     if _keep(run.teacher, stamp, wishes):
         return dict(read_json(run.teacher_facts))
+    from bert_kd.teacher.finetune import finetune
+
     facts = finetune(config.teacher, run, prepared)
     stamp.write(run.teacher)
     return facts
@@ -288,7 +288,6 @@ def _identify(source: TeacherSource, run: RunFolder) -> str:
 
 def evaluate(config: Config, wishes: Wishes = Wishes()) -> Report:
     """Measure teacher, students and twins and write `report/`; returns what it holds."""
-    from bert_kd.assess import assess
     from bert_kd.evaluate.report import read_report, write_report
 
     run, prepared = _with_data(config)
@@ -307,6 +306,8 @@ def evaluate(config: Config, wishes: Wishes = Wishes()) -> Report:
     if "evaluate" not in wishes.force and _is_current(run.report, stamp):
         say(f"evaluate: {run.report} is current")
         return read_report(run.report)
+    from bert_kd.assess import assess
+
     report = assess(config, run, prepared, members(config), sources)
     write_report(report, run.report)
     stamp.write(run.report)
