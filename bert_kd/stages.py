@@ -109,7 +109,22 @@ def train_teacher(config: Config, wishes: Wishes = Wishes()) -> dict[str, Any]:
 
     facts = finetune(config.teacher, run, prepared)
     stamp.write(run.teacher)
+    _say_if_not_wordpiece(config, run)
     return facts
+
+
+def _say_if_not_wordpiece(config: Config, run: RunFolder) -> None:
+    """Say, before the teacher is asked at length, which students could not share its vocabulary."""
+    path = run.teacher / "tokenizer.json"
+    kind = read_json(path)["model"]["type"] if path.exists() else "another one"
+    lacking = [
+        student.name for student in config.students if student.vocabulary.kind == "wordpiece"
+    ]
+    if kind != "WordPiece" and lacking:
+        say(
+            f"the teacher's tokenizer is {kind}, not WordPiece: stage 04 will refuse "
+            f'{", ".join(lacking)} until vocabulary.kind is "words" or "bpe"'
+        )
 
 
 def write_untrained_bert(

@@ -17,6 +17,8 @@ def count_parquet_rows(path: Path) -> int:
     """Return the rows of a Parquet file, from its footer. Raises DataError where it is none."""
     try:
         return int(pq.read_metadata(path).num_rows)
+    except MemoryError:
+        raise
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path} is not a whole Parquet file ({error}): write it again") from None
 
@@ -30,6 +32,8 @@ def read_parquet(path: Path, columns: Columns) -> Iterator[RawRows]:
             picked = [name for _, name in columns.wanted() if name in names]
             batches = file.iter_batches(batch_size=BATCH_ROWS, columns=picked)
             yield from _rows(batches, columns, f"{path}, row")
+    except MemoryError:
+        raise
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path} is not a whole Parquet file ({error}): write it again") from None
 

@@ -28,6 +28,9 @@ _INTEGER = re.compile(r"0|-?[1-9][0-9]*")
 _FRACTION = re.compile(r"[+-]?[0-9]*\.[0-9]+([eE][+-]?[0-9]+)?|[0-9]+\.")
 
 
+GIVEN = "data.label_names"
+
+
 @dataclass(frozen=True)
 class Names:
     """Class names in order, and what the integers of the source stand for."""
@@ -81,16 +84,16 @@ def reordered(own: Names | None, wanted: tuple[str, ...]) -> Names:
     class by class.
     """
     if own is None:
-        return numbered_names(wanted, "data.label_names")
+        return numbered_names(wanted, GIVEN)
     if set(wanted) == set(own.names):
         numbers = {number: wanted.index(own.names[at]) for number, at in own.numbers.items()}
-        return Names(wanted, numbers, "data.label_names")
+        return Names(wanted, numbers, GIVEN)
     if len(wanted) != len(own.names):
         raise DataError(
             f"data.label_names has {len(wanted)} names, {own.origin} has {len(own.names)} "
             f"({', '.join(own.names)}): give as many, or none"
         )
-    renamed = numbered_names(wanted, "data.label_names")
+    renamed = numbered_names(wanted, GIVEN)
     return Names(renamed.names, own.numbers, renamed.origin)
 
 
@@ -146,6 +149,7 @@ class LabelCodes:
         Raises DataError.
         """
         in_train = {code for code in self.places.get("train", {}) if code != MISSING}
+        own = self._from_one(own, in_train)
         if own is None:
             values = sorted((self.values[code] for code in in_train), key=_order)
             self._refuse_fractions(in_train)
@@ -158,6 +162,16 @@ class LabelCodes:
         for code, value in enumerate(self.values):
             lookup[code] = _place(value, own)
         return Labels(own, lookup)
+
+    def _from_one(self, own: Names | None, in_train: set[int]) -> Names | None:
+        """Return names with integers that do not start at 0, where each name has its integer."""
+        values = [self.values[code] for code in in_train]
+        numbers = sorted(value for value in values if isinstance(value, int))
+        if own is None or own.origin != GIVEN or len(numbers) < len(values):
+            return own
+        if len(numbers) != len(own.names) or numbers == sorted(own.numbers):
+            return own
+        return numbered_names(own.names, own.origin, numbers)
 
     def _refuse_fractions(self, in_train: set[int]) -> None:
         for code in sorted(in_train):

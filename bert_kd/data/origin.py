@@ -18,9 +18,14 @@ def source_fingerprint(config: DataConfig) -> str:
     if config.source.startswith("hub:"):
         return fingerprint(config.source, config.configuration, config.revision)
     source = find_source(config)
-    tables = [*source.splits.values(), *source.transfer]
+    tables = [table for group in source.splits.values() for table in group]
+    tables += source.transfer
     files = [Path(table.name) for table in tables]
     beside = files[0].parent / "labels.json"
     if beside.exists():
         files.append(beside)
-    return fingerprint([*source.splits, len(source.transfer)], fingerprint_files(files))
+    return fingerprint(
+        {split: len(group) for split, group in source.splits.items()},
+        len(source.transfer),
+        fingerprint_files(files),
+    )

@@ -136,9 +136,9 @@ def _aside(run: RunFolder) -> Iterator[Path]:
 def _read(source: Source, config: DataConfig, codes: LabelCodes, folder: Path) -> dict[str, Draft]:
     """Return a draft of every split of the source."""
     drafts = {}
-    for split, table in source.splits.items():
+    for split, tables in source.splits.items():
         columns = Columns(config.text, config.text_b, config.label, label_optional=split == "test")
-        drafts[split] = read_draft([table], columns, codes, split, folder / f"{split}.parquet")
+        drafts[split] = read_draft(tables, columns, codes, split, folder / f"{split}.parquet")
     if source.transfer:
         columns = Columns(config.text, config.text_b)
         drafts["transfer"] = read_draft(
@@ -280,7 +280,7 @@ def _check_classes(train: Piece, labels: Labels, source: Source) -> None:
     held = [name for name, rows in _label_counts(train, labels).items() if rows]
     if len(held) < 2:
         raise DataError(
-            f"{source.splits['train'].name}: train holds a single class ({', '.join(held)}): a "
+            f"{source.splits['train'][0].name}: train holds a single class ({', '.join(held)}): a "
             "classifier needs rows of two or more; is data.label the right column?"
         )
 

@@ -71,6 +71,8 @@ def iterate_rows(path: Path, batch_rows: int = 8192) -> Iterator[Rows]:
         with pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True) as file:
             for batch in file.iter_batches(batch_size=batch_rows):
                 yield _from_arrow(batch)
+    except MemoryError:
+        raise
     except (pa.ArrowException, OSError, KeyError) as error:
         raise DataError(f"{path} is damaged ({error}): run prepare-data again") from error
 

@@ -6,6 +6,7 @@ configuration. `labels.json` beside them names integer labels.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -29,13 +30,17 @@ BUNDLED = (Path(__file__).parents[2] / "data", Path(__file__).parents[1] / "bund
 """Where bundled sets lie: in a checkout, in an installed package."""
 
 
+Splits = dict[str, tuple[Table, ...]]
+_SHARD = re.compile(r"-\d+-of-\d+$")
+
+
 @dataclass(frozen=True)
 class Source:
     """The tables of a source."""
 
     name: str
-    splits: dict[str, Table]
-    """`train`, and `validation` and `test` where they are given."""
+    splits: Splits
+    """`train`, and `validation` and `test` where they are given; of several files, in order."""
     transfer: tuple[Table, ...]
     names: Names | None
     """Class names that the configuration or the source gives."""
@@ -65,7 +70,7 @@ def find_source(config: DataConfig) -> Source:
     return Source(config.source, splits, tuple(_table(file, config) for file in files), names)
 
 
-def _single(path: Path, config: DataConfig) -> tuple[dict[str, Table], Names | None]:
+def _single(path: Path, config: DataConfig) -> tuple[Splits, Names | None]:
     """Return one file as train; validation and test only where the configuration names them."""
     if not path.exists():
         choices = (
@@ -80,28 +85,28 @@ def _single(path: Path, config: DataConfig) -> tuple[dict[str, Table], Names | N
             f"data.train = '{config.train}' goes with a folder, and data.source = '{path}' is a "
             "file: set data.source to its folder, or leave data.train out"
         )
-    splits = {"train": _table(path, config)}
+    splits: Splits = {"train": (_table(path, config),)}
     for split, name in (("validation", config.validation), ("test", config.test)):
         if name is not None:
-            splits[split] = _table(_named_file(path.parent, name, split), config)
+            splits[split] = (_table(_named_file(path.parent, name, split), config),)
     return splits, _names_beside(path.parent)
 
 
-def _folder(folder: Path, config: DataConfig) -> tuple[dict[str, Table], Names | None]:
+def _folder(folder: Path, config: DataConfig) -> tuple[Splits, Names | None]:
     """Return the splits of a folder: files that the configuration names, else by their names."""
-    splits = {}
+    splits: Splits = {}
     for split, given in (
         ("train", config.train),
         ("validation", config.validation),
         ("test", config.test),
     ):
-        path = (
-            _named_file(folder, given, split)
+        paths = (
+            [_named_file(folder, given, split)]
             if given is not None
             else _found(folder, split, any_suffix=config.format != "auto")
         )
-        if path is not None:
-            splits[split] = _table(path, config)
+        if paths:
+            splits[split] = tuple(_table(path, config) for path in paths)
     if "train" not in splits:
         files = sorted(file.name for file in folder.iterdir() if file.is_file())
         held = f"it holds {', '.join(files[:10])}" if files else "it is empty"
@@ -112,19 +117,30 @@ def _folder(folder: Path, config: DataConfig) -> tuple[dict[str, Table], Names |
     return splits, _names_beside(folder)
 
 
-def _found(folder: Path, split: str, any_suffix: bool) -> Path | None:
-    """Return the file of `split` in `folder`, or None. Raises DataError where there are several."""
+def _found(folder: Path, split: str, any_suffix: bool) -> list[Path]:
+    """Return the file of `split` in `folder`, or its shards (`train-00000-of-00002.parquet`, …) in
+    order; none where there is none. Raises DataError where several files could be meant.
+    """
     found = []
     for file in sorted(folder.iterdir()):
         stem, suffix = _stem(file)
-        if file.is_file() and stem in SYNONYMS[split] and (any_suffix or suffix in FORMATS):
+        named = _SHARD.sub("", stem) in SYNONYMS[split]
+        if file.is_file() and named and (any_suffix or suffix in FORMATS):
             found.append(file)
-    if len(found) > 1:
+    kinds = {(_SHARD.sub("", stem), suffix) for stem, suffix in map(_stem, found)}
+    shards = [file for file in found if _SHARD.search(_stem(file)[0])]
+    if len(found) > 1 and (len(kinds) > 1 or len(shards) < len(found)):
         raise DataError(
             f"several files in {folder} could be {split}: "
             f"{', '.join(file.name for file in found)}: set data.{split} to one of them"
         )
-    return found[0] if found else None
+    for count in {_stem(file)[0].rpartition("-of-")[2] for file in shards}:
+        if int(count) != len(shards):
+            raise DataError(
+                f"{folder} holds {len(shards)} of the {int(count)} shards of {split}: bring the "
+                "others, or rename those that are to be read"
+            )
+    return found
 
 
 def _stem(path: Path) -> tuple[str, str]:
@@ -200,22 +216,24 @@ def _bundled(name: str) -> Path:
     )
 
 
-def _hub(name: str, config: DataConfig) -> tuple[dict[str, Table], Names | None]:
+def _hub(name: str, config: DataConfig) -> tuple[Splits, Names | None]:
     """Return the splits of a hub data set, and the names of its ClassLabel feature.
 
     Raises DataError.
     """
     import datasets
 
+    if not name:
+        raise DataError("data.source = 'hub:' names no data set: write hub:NAME")
     try:
         found = datasets.load_dataset(name, config.configuration, revision=config.revision)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise DataError(
             f"data.source = 'hub:{name}' cannot be loaded ({error}): check the name, "
             "data.configuration, data.revision and the connection, or give local files"
         ) from error
     shown = name if config.configuration is None else f"{name}/{config.configuration}"
-    splits = {}
+    splits: Splits = {}
     features: Any = None
     for split, given in (
         ("train", config.train),
@@ -225,9 +243,8 @@ def _hub(name: str, config: DataConfig) -> tuple[dict[str, Table], Names | None]
         key = _hub_split(shown, split, given, list(found))
         if key is not None:
             place = f"hub:{shown}, split {key}"
-            splits[split] = Table(
-                place, partial(read_dataset, place, found[key]), "row", found[key].num_rows
-            )
+            read = partial(read_dataset, place, found[key])
+            splits[split] = (Table(place, read, "row", found[key].num_rows),)
             features = features or found[key].features
     feature = features.get(config.label)
     if not isinstance(feature, datasets.ClassLabel):

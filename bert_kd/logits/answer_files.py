@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from bert_kd.data.text_files import csv_records, json_object, open_text
 from bert_kd.errors import DataError, nearest
 
+TEXT_TYPES = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
 Format = Literal["csv", "jsonl", "parquet"]
 Values = npt.NDArray[np.float64]
 
@@ -136,6 +137,12 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise DataError(f"{path} does not exist") from None
+    except IsADirectoryError:
+        raise DataError(f"{path} is a folder: give a file") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} holds text that is not UTF-8 ({error}): write it again") from None
+    except MemoryError:
+        raise
     except pa.ArrowException as error:
         raise DataError(f"{path} is not a whole Parquet file ({error}): write it again") from None
     except OSError as error:
@@ -234,7 +241,7 @@ def _parquet_rows(
     for name in columns.texts:
         kind = file.schema_arrow.field(name).type
         value = kind.value_type if pa.types.is_dictionary(kind) else kind
-        if not (pa.types.is_string(value) or pa.types.is_large_string(value)):
+        if not any(is_text(value) for is_text in TEXT_TYPES):
             raise DataError(f"{path}: the column '{name}' holds {kind}, not texts")
     done = 0
     for batch in file.iter_batches(batch_size=batch_rows, columns=list(columns.all)):

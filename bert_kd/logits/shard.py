@@ -120,6 +120,8 @@ def _naming_damage() -> Iterator[None]:
     """Turn what a broken file makes pyarrow raise into ShardDamaged; errors of the system pass."""
     try:
         yield
+    except MemoryError:  # pyarrow's is an ArrowException too, and says nothing of the file
+        raise
     except OSError as error:
         # pyarrow's own complaints carry no errno; EIO says that the disk cannot read the block.
         if error.errno not in (None, errno.EIO):

@@ -86,7 +86,7 @@ def export_bundle(
         (aside / MODEL).write_bytes(model.SerializeToString())
         shutil.copyfile(student_folder / WEIGHTS, aside / WEIGHTS)
         shutil.copyfile(student_folder / TOKENIZER, aside / TOKENIZER)
-        engine = OnnxEngine(aside / MODEL, student.shape.pair, len(student.labels), threads=None)
+        engine = OnnxEngine(aside / MODEL, student.shape.pair, student.labels, threads=None)
         agreement = compare(student, engine, texts, texts_b)
         # Written so that NaN is refused too.
         if not agreement.largest_difference <= config.tolerance:

@@ -50,7 +50,9 @@ class OnnxEngine:
 
     name = "onnx"
 
-    def __init__(self, path: Path, bundle_pair: bool, classes: int, threads: int | None) -> None:
+    def __init__(
+        self, path: Path, bundle_pair: bool, labels: Sequence[str], threads: int | None
+    ) -> None:
         try:
             import onnxruntime
         except ModuleNotFoundError:
@@ -75,10 +77,17 @@ class OnnxEngine:
         expected = ["ids", "lengths", "ids_b", "lengths_b"][: 4 if bundle_pair else 2]
         inputs = [value.name for value in self._session.get_inputs()]
         outputs = [(value.name, value.shape[-1]) for value in self._session.get_outputs()]
-        if inputs != expected or outputs != [("logits", classes)]:
+        if inputs != expected or outputs != [("logits", len(labels))]:
             raise BundleError(
                 f"{path} takes {inputs} and gives {outputs}, not {expected} and logits of "
-                f"{classes} classes: it is another bundle's model; copy or export the bundle again"
+                f"{len(labels)} classes: it is another bundle's model; copy or export the bundle "
+                "again"
+            )
+        known = self._session.get_modelmeta().custom_metadata_map.get("labels", "null")
+        if json.loads(known) != list(labels):
+            raise BundleError(
+                f"{path} was made for the labels {known}, bundle.json names {', '.join(labels)}: "
+                "copy or export the bundle again"
             )
 
     def logits(
@@ -111,7 +120,7 @@ def load(
         raise BundleError(f"threads is {threads}: give 1 or more, or None for all cores")
     facts = read_bundle(bundle, verify)
     tokenizer = _read_tokenizer(facts)
-    onnx = OnnxEngine(facts.folder / MODEL, facts.pair, len(facts.labels), threads)
+    onnx = OnnxEngine(facts.folder / MODEL, facts.pair, facts.labels, threads)
     return Predictor(facts, tokenizer, onnx)
 
 

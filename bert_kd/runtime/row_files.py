@@ -8,14 +8,16 @@ and answering them (`bulk.py`).
 
 from __future__ import annotations
 
+import base64
 import csv
 import gzip
 import io
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import date, time
+from datetime import date, time, timedelta
 from decimal import Decimal
 from itertools import islice
 from pathlib import Path
@@ -113,12 +115,15 @@ def _read_parquet(path: Path, rows: int) -> Iterator[Part]:
     try:
         with pq.ParquetFile(path) as file:
             names = list(file.schema_arrow.names)
+            _refuse_repeated(names, path)
             for batch in file.iter_batches(batch_size=rows):
                 lines = list(range(done + 1, done + batch.num_rows + 1))
                 yield Part(names, pa.Table.from_batches([batch]), lines)
                 done += batch.num_rows
             if not done:
                 yield Part(names, file.schema_arrow.empty_table(), [])
+    except MemoryError:
+        raise
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path} is not a whole Parquet file ({error}): write it again") from None
 
@@ -136,6 +141,12 @@ def _read_jsonl(path: Path, rows: int) -> Iterator[Part]:
             some = list(islice(numbered, rows))
 
 
+def _refuse_repeated(names: Sequence[str], path: Path) -> None:
+    twice = next((name for name in names if list(names).count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"{path}: the column '{twice}' is there twice: rename one of them")
+
+
 def _read_delimited(path: Path, rows: int, delimiter: str) -> Iterator[Part]:
     with open_text(path, newline="\n" if delimiter == "\t" else "") as file:
         records = tsv_records(file) if delimiter == "\t" else csv_records(path, file, delimiter)
@@ -143,9 +154,7 @@ def _read_delimited(path: Path, rows: int, delimiter: str) -> Iterator[Part]:
         if header is None:
             raise DataError(f"{path} is empty: it needs a header line with the columns' names")
         names = [name.strip() for name in header]
-        if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise DataError(f"{path}: the column '{twice}' is there twice: rename one of them")
+        _refuse_repeated(names, path)
         even = even_records(path, records, tuple(names), delimiter)
         some = list(islice(even, rows))
         if not some:
@@ -222,7 +231,9 @@ def _table(part: Part, schema: Any) -> Any:
 def _write_jsonl(file: TextIO, part: Part) -> None:
     for line, row in zip(part.lines, _rows(part), strict=True):
         try:
-            text = json.dumps(row, ensure_ascii=False, allow_nan=False, default=_json_value)
+            text = json.dumps(
+                _without_nan(row), ensure_ascii=False, allow_nan=False, default=_json_value
+            )
             text.encode()
         except (TypeError, ValueError) as error:
             raise DataError(f"row {line} cannot be written as JSON ({error}): mend it") from None
@@ -270,7 +281,16 @@ def _refuse_new(part: Part, names: Sequence[str]) -> None:
 
 
 def _rows(part: Part) -> list[Row]:
-    rows: list[Row] = part.rows if isinstance(part.rows, list) else part.rows.to_pylist()
+    """Return a part's rows as Python's values. Raises DataError where Python has none for one."""
+    if isinstance(part.rows, list):
+        return part.rows
+    try:
+        rows: list[Row] = part.rows.to_pylist()
+    except (UnicodeDecodeError, OverflowError, pa.ArrowInvalid) as error:
+        raise DataError(
+            f"rows {part.lines[0]:,} to {part.lines[-1]:,} hold a value that text cannot show "
+            f"({error}): write to a .parquet file, or leave the column out"
+        ) from None
     return rows
 
 
@@ -296,10 +316,23 @@ def _cell(value: Any) -> str:
     return str(value)
 
 
+def _without_nan(value: Any) -> Any:
+    """Return a value with null for NaN and infinities, which JSON has not."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return value
+
+
 def _json_value(value: Any) -> Any:
     """Return what JSON has for a value of a Parquet file that it has no type for."""
     if isinstance(value, date | time):
         return value.isoformat()
-    if isinstance(value, Decimal):
+    if isinstance(value, Decimal | timedelta):
         return str(value)
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
     raise TypeError(f"there is no JSON for {type(value).__name__}")

@@ -158,7 +158,7 @@ def create_app(predictors: Mapping[str, Predictor]) -> FastAPI:
             return _failure(
                 404,
                 "not_found",
-                f"there is no model '{name}'{nearest(name, predictors)}; served: "
+                f"there is no model {ascii(name)}{nearest(name, predictors)}; served: "
                 f"{', '.join(predictors)}",
             )
         top_k = request.top_k if "top_k" in request.model_fields_set else UNSET
@@ -212,9 +212,17 @@ def _failure(status: int, kind: ErrorType, message: str) -> JSONResponse:
     return JSONResponse(Failure(error=message, error_type=kind).model_dump(), status)
 
 
-async def _on_invalid_request(_request: Request, error: RequestValidationError) -> JSONResponse:
+async def _on_invalid_request(request: Request, error: RequestValidationError) -> JSONResponse:
     """Name the first fields that are wrong; the values sent are not repeated."""
     found = error.errors()
+    kind = request.headers.get("content-type", "")
+    if found[0]["type"] == "model_attributes_type" and "json" not in kind:
+        return _failure(
+            422,
+            "invalid_request",
+            "send the body as JSON, with the header content-type: "
+            f"application/json, not {kind or 'without one'}",
+        )
     if found[0]["type"] == "json_invalid":
         return _failure(400, "invalid_json", f"the body is not JSON: {found[0]['ctx']['error']}")
     lines = [f"{_field(line['loc'])}: {line['msg']}" for line in found[:3]]

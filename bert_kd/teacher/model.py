@@ -123,7 +123,7 @@ def load_base(config: TeacherConfig, labels: Sequence[str]) -> Teacher:
     """Return a pretrained encoder with a head for `labels`, drawn by the seed, to be trained."""
     source = locate_model(config.model)
     torch.manual_seed(config.seed)
-    model, tokenizer = _load(
+    model, tokenizer, _ = _load(
         source,
         config.revision,
         num_labels=len(labels),
@@ -146,9 +146,19 @@ def load_finished(config: TeacherConfig, labels: Sequence[str]) -> tuple[Teacher
     source = locate_model(config.model)
     card = read_json(source / CARD) if isinstance(source, Path) and (source / CARD).exists() else {}
     head_units = int(card.get("head_units", 0))
-    model, tokenizer = _load(source, config.revision)
+    if card.get("max_length", config.max_length) != config.max_length:
+        raise TeacherError(
+            f"{config.model} was trained with max_length = {card['max_length']}: set "
+            f"teacher.max_length to that, not {config.max_length}"
+        )
+    model, tokenizer, lacking = _load(source, config.revision)
     if head_units and isinstance(source, Path):
         _load_head(model, head_units, source)
+    elif untrained := [key for key in lacking if not key.startswith(model.base_model_prefix)]:
+        raise TeacherError(
+            f"{config.model} has no trained classification head ({', '.join(untrained)} are not "
+            "in its weights): set teacher.fine_tune = true, or give a fine-tuned model"
+        )
     names: dict[Any, str] = model.config.id2label or {}
     own = config.labels or tuple(names[index] for index in sorted(names))
     if len(own) != model.config.num_labels:
@@ -249,7 +259,7 @@ def read_card(folder: Path) -> Card:
 def open_teacher(folder: Path) -> Teacher:
     """Return the teacher that stage 02 wrote, in fp32, on the GPU where there is one."""
     card = read_card(folder)
-    model, tokenizer = _load(folder, None)
+    model, tokenizer, _ = _load(folder, None)
     if card.head_units:
         _load_head(model, card.head_units, folder)
     model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
@@ -286,15 +296,22 @@ def _model_keys(path: Path) -> dict[str, Any]:
 
 def _load(
     source: str | Path, revision: str | None, **settings: Any
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return the model in fp32 and its tokenizer. Raises TeacherError where they can't be had."""
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[str]]:
+    """Return the model in fp32, its tokenizer, and the names of the weights that its files lack.
+
+    Raises TeacherError where they can't be had.
+    """
     if isinstance(source, str):
         say(f"loading the teacher {source}, from the hub unless it is in its local cache")
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-            model = AutoModelForSequenceClassification.from_pretrained(
-                source, revision=revision, dtype=torch.float32, **settings
+            model, found = AutoModelForSequenceClassification.from_pretrained(
+                source,
+                revision=revision,
+                dtype=torch.float32,
+                output_loading_info=True,
+                **settings,
             )
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
@@ -312,7 +329,7 @@ def _load(
             f"the tokenizer of {str(source)!r} has no padding token, so texts can't be batched: "
             "take a model made for classification (BERT, RoBERTa, ELECTRA, …)"
         )
-    return model, tokenizer
+    return model, tokenizer, sorted(found["missing_keys"])
 
 
 def _load_head(model: PreTrainedModel, units: int, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from source_texts import tsv
 
 from bert_kd.data.labels import (
     MOST_CLASSES,
@@ -150,3 +151,12 @@ def test_codes_are_the_same_from_batch_to_batch():
     second = codes.encode("train", ["a", "b", "c"], [3, 4, 5], str)
     assert np.concatenate([first, second]).tolist() == [0, 1, 1, 0, 2]
     assert codes.places["train"] == {0: "1", 1: "2", 2: "5"}
+
+
+def test_integers_that_do_not_start_at_0_take_the_names_in_order(write, prepared):
+    rows = [(f"text {number}", str(1 + number % 2)) for number in range(40)]
+    write("train.tsv", tsv(rows))
+    made, splits = prepared(label_names=("negative", "positive"))
+    assert made.labels == ("negative", "positive")
+    for text, label in zip(splits["train"].texts, splits["train"].labels, strict=True):
+        assert label == int(text.split()[1]) % 2

@@ -27,7 +27,7 @@ def refused(source, **settings):
 
 def names(source):
     """Return the file name of each split."""
-    return {split: table.name.rpartition("/")[2] for split, table in source.splits.items()}
+    return {split: tables[0].name.rpartition("/")[2] for split, tables in source.splits.items()}
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,23 @@ def test_files_of_a_folder_are_found_by_split_name(folder, write, files):
     write("validation_unseen.tsv", ROWS)
     splits = ("train", "validation", "test")
     assert names(found(folder)) == dict(zip(splits, files, strict=False))
+
+
+def test_shards_of_a_split_are_read_one_after_the_other(folder, write, prepared):
+    for number in range(3):
+        write(f"train-{number:05}-of-00003.tsv", tsv(numbered(40, prefix=f"shard {number} text")))
+    write("test.tsv", tsv(numbered(4, prefix="other")))
+    assert [len(tables) for tables in found(folder).splits.values()] == [3, 1]
+    done, _ = prepared()
+    assert done.rows["train"] + done.rows["validation"] == 120
+    (folder / "train-00001-of-00003.tsv").unlink()
+    assert "holds 2 of the 3 shards of train" in refused(folder)
+    write("train.tsv", ROWS)
+    assert "could be train" in refused(folder)
+
+
+def test_a_hub_name_is_needed():
+    assert "write hub:NAME" in refused("hub:")
 
 
 def test_two_files_for_one_split_are_refused(folder, write):
@@ -133,7 +150,7 @@ def test_a_bundled_set_is_found_in_a_checkout_or_an_installed_package(
         (top / "letters").parent.mkdir()
         folder.rename(top / "letters")
         source = found("bundled:letters")
-        assert source.splits["train"].name == str(top / "letters" / "train.tsv")
+        assert source.splits["train"][0].name == str(top / "letters" / "train.tsv")
         assert [table.name for table in source.transfer] == [str(top / "letters" / "transfer.tsv")]
         (top / "letters").rename(folder)
     message = refused("bundled:leters")
@@ -182,20 +199,20 @@ def test_a_hub_data_set_gives_its_splits_and_class_names(hub):
 
     source = found(hub, text="sentence")
     assert source.names.names == ("negative", "positive")
-    assert {split: table.rows for split, table in source.splits.items()} == {
+    assert {split: tables[0].rows for split, tables in source.splits.items()} == {
         "train": 4,
         "validation": 2,
         "test": 2,
     }
-    rows = next(source.splits["train"].read(Columns("sentence", label="label")))
+    rows = next(source.splits["train"][0].read(Columns("sentence", label="label")))
     assert rows.texts == ["train 0", "train 1", "train 2", "train 3"]
     assert (rows.labels, rows.lines) == ([0, 1, 1, 0], [1, 2, 3, 4])
-    assert source.splits["train"].place(3) == f"{hub}, split train, row 3"
+    assert source.splits["train"][0].place(3) == f"{hub}, split train, row 3"
 
 
 def test_hub_splits_are_configured_by_name(hub):
     source = found(hub, train="validation", validation="train")
-    assert {split: table.rows for split, table in source.splits.items()} == {
+    assert {split: tables[0].rows for split, tables in source.splits.items()} == {
         "train": 2,
         "validation": 4,
         "test": 2,
@@ -207,7 +224,7 @@ def test_a_missing_hub_column_is_named(hub):
     from bert_kd.data.tables import Columns
 
     with pytest.raises(DataError, match=r"split train: there is no column 'text'.*sentence"):
-        next(found(hub).splits["train"].read(Columns("text", label="label")))
+        next(found(hub).splits["train"][0].read(Columns("text", label="label")))
 
 
 def test_configuration_and_revision_reach_the_hub_and_its_errors_are_told(monkeypatch):

@@ -264,3 +264,16 @@ def test_a_schema_with_nulls_is_foreign(filled):
     pq.write_table(table.cast(loose), path)
     with pytest.raises(ShardDamaged, match="columns"):
         Shard(path, shard_schema("0123456789abcdef", LABELS, None))
+
+
+def test_running_out_of_memory_is_no_damage(tmp_path, monkeypatch):
+    cache = LogitCache.create(tmp_path / "cache", Manifest("t", LABELS))
+    cache.append(keys(10), answers(10))
+
+    def exhausted(*_, **__):
+        raise pa.ArrowMemoryError("malloc of size 64 failed")
+
+    monkeypatch.setattr(shard_module.pq.ParquetFile, "read_row_group", exhausted)
+    with pytest.raises(MemoryError):
+        LogitCache.open(cache.folder).lookup(keys(10))
+    assert len(shards(cache)) == 1 and not list(cache.folder.glob("*.damaged"))

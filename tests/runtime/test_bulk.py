@@ -279,7 +279,6 @@ REFUSED = {
     "number.jsonl": ('{"text": 5}\n', "line 1: the column 'text' holds 5"),
     "half.jsonl": ('{"text": "\\ud800"}\n', "line 1: .*half of a character"),
     "broken.jsonl": ('{"text": "a"\n', "line 1: not JSON"),
-    "nan.jsonl": ('{"text": "a", "n": NaN}\n', "row 1 cannot be written as JSON"),
     "other.jsonl": ('{"text": "a", "n": "\\udfff"}\n', "row 1 cannot be written as JSON"),
     "in.parquet": ("PAR1 not really", "not a whole Parquet file"),
     "in.csv.gz": ("not packed", "not a whole gzip file"),
@@ -314,3 +313,36 @@ def test_missing_files_and_mixed_up_bundles(predictor, pair_predictor, tmp_path)
         predict_file(pair_predictor, source, tmp_path / "out.csv")
     with pytest.raises(BundleError, match="reads single texts"):
         predict_file(predictor, source, tmp_path / "out.csv", text_b="note")
+
+
+def test_parquet_with_a_column_twice_is_refused(predictor, tmp_path):
+    table = pa.table([["a"], [1], [2]], names=["text", "x", "x"])
+    pq.write_table(table, tmp_path / "in.parquet")
+    with pytest.raises(DataError, match="'x' is there twice"):
+        predict_file(predictor, tmp_path / "in.parquet", tmp_path / "out.jsonl")
+
+
+def test_values_that_json_has_not(predictor, tmp_path):
+    table = pa.table(
+        {
+            "text": ["a", "b"],
+            "number": [float("nan"), 1.5],
+            "bytes": [b"\xff", None],
+            "span": pa.array([1_000_000, None], pa.duration("us")),
+        }
+    )
+    pq.write_table(table, tmp_path / "in.parquet")
+    predict_file(predictor, tmp_path / "in.parquet", tmp_path / "out.jsonl")
+    lines = (tmp_path / "out.jsonl").read_text().splitlines()
+    first, second = (json.loads(line) for line in lines)
+    assert (first["number"], first["bytes"], first["span"]) == (None, "/w==", "0:00:01")
+    assert (second["number"], second["bytes"], second["span"]) == (1.5, None, None)
+
+
+def test_text_that_is_broken_inside_parquet_is_refused(predictor, tmp_path):
+    broken = pa.Array.from_buffers(
+        pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xff")]
+    )
+    pq.write_table(pa.table({"text": ["a"], "other": broken}), tmp_path / "in.parquet")
+    with pytest.raises(DataError, match="cannot show"):
+        predict_file(predictor, tmp_path / "in.parquet", tmp_path / "out.jsonl")

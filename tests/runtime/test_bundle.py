@@ -121,3 +121,9 @@ def test_the_tokenizer_of_another_bundle(copy):
     edit(copy, lambda facts: facts["shape"].update(vocabulary=3))
     with pytest.raises(BundleError, match="another bundle's tokenizer"):
         load(copy)
+
+
+def test_labels_in_another_order_than_the_models(copy):
+    edit(copy, lambda facts: facts["labels"].reverse())
+    with pytest.raises(BundleError, match="was made for the labels"):
+        load(copy)

@@ -175,3 +175,20 @@ found = heavy & {name.partition(".")[0] for name in sys.modules}
 assert not found, found
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_json_under_another_name_says_which_header_to_send(client):
+    answer = client.post(
+        "/predict", content=b'{"inputs": "a"}', headers={"content-type": "text/plain"}
+    )
+    assert answer.status_code == 422
+    assert "content-type: application/json" in answer.json()["error"]
+
+
+def test_a_model_name_that_is_half_a_character(client):
+    answer = client.post(
+        "/predict",
+        content=b'{"inputs": "a", "model": "\\ud800"}',
+        headers={"content-type": "application/json"},
+    )
+    assert answer.status_code in (404, 422) and answer.json()["error_type"] != "internal"

@@ -315,6 +315,20 @@ def test_a_finished_teacher_is_used_as_it_is(base, run, tmp_path):
     open_teacher(run.teacher)
 
 
+def test_an_encoder_without_a_trained_head_is_no_finished_teacher(base, run):
+    config = settings(base, fine_tune=False, labels=LABELS)
+    with pytest.raises(TeacherError, match=r"no trained classification head \(classifier"):
+        finetune(config, run, small_data(run))
+
+
+def test_a_finished_teacher_keeps_its_maximum_length(base, run, tmp_path):
+    finetune(settings(base, epochs=1), run, small_data(run))
+    again = RunFolder(tmp_path / "again")
+    config = settings(run.teacher, fine_tune=False, max_length=12)
+    with pytest.raises(TeacherError, match="trained with max_length = 16"):
+        finetune(config, again, small_data(again))
+
+
 def test_a_finished_teacher_of_another_order_answers_in_the_datas(base, run, tmp_path):
     texts = some_texts(8, 7)[0]
     straight = finished(base, tmp_path / "straight", LABELS)
