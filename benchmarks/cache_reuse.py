@@ -113,7 +113,7 @@ def main() -> None:
         Console().print(line, highlight=False)
     if options.json:
         config = {
-            "run": str(options.run),
+            "run": options.run.name,
             "rows_cache": len(question.keys),
             "rows_teacher": len(question.texts),
             "rounds": options.rounds,

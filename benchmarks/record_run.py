@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_kd.evaluate.findings import Group, Report, grouped
-from bert_kd.evaluate.format import count, interval, latency, parameters, percent, size, times
+from bert_kd.evaluate.format import interval, parameters, percent, size, times
 from bert_kd.evaluate.report import read_report
 from bert_kd.store import Stamp, write_json
 
@@ -60,7 +60,7 @@ def rows_of(report: Report) -> list[dict[str, Any]]:
 
 
 def table_rows(report: Report) -> list[str]:
-    """Return a Markdown row per group: data, model, accuracy, interval, size and speed."""
+    """Return a Markdown row per group: data, model, accuracy, interval, size, times as fast."""
     lines = []
     for group in grouped(report):
         model, speed = group.models[0], group.speed
@@ -72,9 +72,8 @@ def table_rows(report: Report) -> list[str]:
             percent(group.macro_f1),
             parameters(model.parameters),
             size(model.bytes),
-            latency(speed.p50 if speed else None),
-            count(speed.texts_per_second if speed else None),
             times(speed.times_faster if speed else None),
+            times(speed.times_throughput if speed else None),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
