@@ -37,7 +37,7 @@ from bert_kd.progress import progress, say
 from bert_kd.store import RunFolder, read_json
 
 if TYPE_CHECKING:
-    from bert_kd.stages import Member
+    from bert_kd.provenance import Member
     from bert_kd.student.model import Student
 
 Logits = npt.NDArray[np.float32]

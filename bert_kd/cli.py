@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from bert_kd import cli_logits, stages
+from bert_kd import cli_logits, provenance, stages
 from bert_kd.cli_output import AsJson, print_out, print_result
 from bert_kd.config import Config
 from bert_kd.config_file import load_config
@@ -72,7 +72,7 @@ def _escape(text: str) -> str:
     return escape(text)
 
 
-def _wishes(force: Sequence[str], keep: Sequence[str] | None) -> stages.Wishes:
+def _wishes(force: Sequence[str], keep: Sequence[str] | None) -> provenance.Wishes:
     forced = frozenset(_stage(name) for name in force)
     if "cache-logits" in forced:
         raise ConfigError(
@@ -80,7 +80,7 @@ def _wishes(force: Sequence[str], keep: Sequence[str] | None) -> stages.Wishes:
             "cache's folder where it has to go"
         )
     kept = frozenset(_stage(name, stages.KEEPABLE) for name in keep or ())
-    return stages.Wishes(forced, kept)
+    return provenance.Wishes(forced, kept)
 
 
 def _stage(name: str, known: Sequence[str] = stages.STAGES) -> str:

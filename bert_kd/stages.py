@@ -9,14 +9,29 @@ goes on with it). Data and reports are quick to make and follow their settings b
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bert_kd.config import Config, StudentConfig, TeacherSource
-from bert_kd.errors import StageError
 from bert_kd.progress import clock, say
+from bert_kd.provenance import (
+    NO_WISHES,
+    Member,
+    Wishes,
+    cache_stamp,
+    fingerprint_student,
+    identify_cache,
+    is_current,
+    members,
+    require,
+    sections_of,
+    stands,
+    student_stamp,
+    teacher_sources,
+    teacher_stamp,
+    with_data,
+)
 from bert_kd.store import RunFolder, Stamp, fingerprint, fingerprint_files, read_json
 
 if TYPE_CHECKING:
@@ -37,43 +52,10 @@ STAGES = (
 KEEPABLE = ("train-teacher", "cache-logits", "train-students")
 
 
-@dataclass(frozen=True)
-class Wishes:
-    """Which stages to make again (`force`), and whose output to keep though its settings changed
-    (`keep`).
-    """
-
-    force: Collection[str] = field(default_factory=frozenset)
-    keep: Collection[str] = field(default_factory=frozenset)
-
-
-@dataclass(frozen=True)
-class Member:
-    """One student to train: a configuration and a seed, or its twin that sees gold labels only."""
-
-    config: StudentConfig
-    seed: int
-    twin: bool
-
-    @property
-    def name(self) -> str:
-        return f"{self.config.name}-seed{self.seed}" + ("-twin" if self.twin else "")
-
-
-def members(config: Config) -> list[Member]:
-    """Return all students of the configuration, each followed by its twin."""
-    return [
-        Member(student, seed, twin)
-        for student in config.students
-        for seed in student.seeds
-        for twin in ((False, True) if student.twin else (False,))
-    ]
-
-
 # --- 01 ----------------------------------------------------------------------------------------
 
 
-def prepare_data(config: Config, wishes: Wishes = Wishes()) -> Prepared:
+def prepare_data(config: Config, wishes: Wishes = NO_WISHES) -> Prepared:
     """Read the source, check it and write `data/`; made again when source or settings changed."""
     from bert_kd.data.origin import source_fingerprint
     from bert_kd.data.prepare import load_prepared, prepare
@@ -81,11 +63,11 @@ def prepare_data(config: Config, wishes: Wishes = Wishes()) -> Prepared:
     run = RunFolder(config.run)
     stamp = Stamp(
         "prepare-data",
-        _sections(config, "data"),
+        sections_of(config, "data"),
         {"data": config.data.model_dump(mode="json")},
         {"source": source_fingerprint(config.data)},
     )
-    done = run.prepared.exists() and _is_current(run.data, stamp)
+    done = run.prepared.exists() and is_current(run.data, stamp)
     if done and "prepare-data" not in wishes.force:
         say(f"prepare-data: {run.data} is current")
         return load_prepared(run)
@@ -97,13 +79,13 @@ def prepare_data(config: Config, wishes: Wishes = Wishes()) -> Prepared:
 # --- 02 ----------------------------------------------------------------------------------------
 
 
-def train_teacher(config: Config, wishes: Wishes = Wishes()) -> dict[str, Any]:
+def train_teacher(config: Config, wishes: Wishes = NO_WISHES) -> dict[str, Any]:
     """Fine-tune the teacher's last layers and write `teacher/`; returns the facts of
     `teacher.json`.
     """
-    run, prepared = _with_data(config)
-    stamp = _teacher_stamp(config, prepared)
-    if _keep(run.teacher, stamp, wishes):
+    run, prepared = with_data(config)
+    stamp = teacher_stamp(config, prepared)
+    if stands(run.teacher, stamp, wishes):
         return dict(read_json(run.teacher_facts))
     from bert_kd.teacher.finetune import finetune
 
@@ -134,7 +116,7 @@ def write_untrained_bert(
     from bert_kd.data.rows import iterate_rows
     from bert_kd.teacher.untrained import write_untrained
 
-    run, _ = _with_data(config)
+    run, _ = with_data(config)
     texts = (
         text
         for rows in iterate_rows(run.split("train"))
@@ -143,86 +125,43 @@ def write_untrained_bert(
     write_untrained(folder, texts, layers=layers, hidden_size=hidden_size, vocabulary=vocabulary)
 
 
-def _teacher_stamp(config: Config, prepared: Prepared) -> Stamp:
-    inputs = {name: prepared.fingerprints[name] for name in ("train", "validation")}
-    return Stamp(
-        "train-teacher",
-        _sections(config, "data", "teacher"),
-        {"teacher": config.teacher.model_dump(mode="json")},
-        inputs | {"labels": fingerprint(prepared.labels)},
-    )
-
-
 # --- 03 ----------------------------------------------------------------------------------------
 
 
 def cache_logits(
-    config: Config, wishes: Wishes = Wishes(), part: tuple[int, int] = (1, 1)
+    config: Config, wishes: Wishes = NO_WISHES, part: tuple[int, int] = (1, 1)
 ) -> Filled:
     """Answer every row that the cache lacks; `part` (i, n) takes the i-th of n shares, for n
     writers.
     """
     from bert_kd.teacher.fill import fill_cache
 
-    run, prepared = _with_data(config)
-    _require(run.teacher, _teacher_stamp(config, prepared), wishes)
+    run, prepared = with_data(config)
+    require(run.teacher, teacher_stamp(config, prepared), wishes)
     filled = fill_cache(run, prepared, config.logits, part)
-    _cache_stamp(config, run, filled.folder.name).write(run.logits)
+    cache_stamp(config, run, filled.folder.name).write(run.logits)
     return filled
-
-
-def _cache_stamp(config: Config, run: RunFolder, teacher: str) -> Stamp:
-    return Stamp(
-        "cache-logits",
-        _sections(config, "data", "teacher", "logits"),
-        {"logits.precision": config.logits.precision},
-        {"teacher": teacher, "weights": _fingerprint_teacher_files(run, "*.safetensors")},
-    )
-
-
-def _fingerprint_teacher_files(run: RunFolder, pattern: str) -> str:
-    """Return a fingerprint of these files of the teacher's folder, by content."""
-    return fingerprint_files(sorted(run.teacher.glob(pattern)))
-
-
-def _teacher_sources(config: Config, run: RunFolder, wishes: Wishes) -> tuple[TeacherSource, ...]:
-    """Return the caches to learn from: those configured, else this run's own, which must be of its
-    present teacher.
-    """
-    if config.logits.teachers:
-        return config.logits.teachers
-    stamp = Stamp.read(run.logits)
-    if stamp is None:
-        raise StageError(f"{run.logits} holds no cached logits: run cache-logits first")
-    teacher = stamp.inputs["teacher"]
-    differences = _cache_stamp(config, run, teacher).differences(stamp)
-    if differences and "cache-logits" not in wishes.keep:
-        raise StageError(
-            f"{run.logits} holds the answers of another teacher ({'; '.join(differences)}): run "
-            "cache-logits again; to go on with these as they are: --keep cache-logits"
-        )
-    return (TeacherSource(folder=run.cache(teacher)),)
 
 
 # --- 04 ----------------------------------------------------------------------------------------
 
 
-def train_students(config: Config, wishes: Wishes = Wishes()) -> dict[str, dict[str, Any]]:
+def train_students(config: Config, wishes: Wishes = NO_WISHES) -> dict[str, dict[str, Any]]:
     """Train every student and twin from the cache; returns the validation metrics by student.
 
     The teacher is never loaded. Forced, it makes again what was made otherwise, or all where all is
     current; killed in between, it goes on without being forced again.
     """
-    run, prepared = _with_data(config)
-    sources = _teacher_sources(config, run, wishes)
+    run, prepared = with_data(config)
+    sources = teacher_sources(config, run, wishes)
     stamps = {
-        member: _student_stamp(config, member, run, prepared, sources) for member in members(config)
+        member: student_stamp(config, member, run, prepared, sources) for member in members(config)
     }
     if "train-students" in wishes.force:
         other = [
             run.student(member.name)
             for member, stamp in stamps.items()
-            if not _is_current(run.student(member.name), stamp)
+            if not is_current(run.student(member.name), stamp)
         ]
         for folder in other or [run.student(member.name) for member in stamps]:
             shutil.rmtree(folder, ignore_errors=True)
@@ -230,7 +169,7 @@ def train_students(config: Config, wishes: Wishes = Wishes()) -> dict[str, dict[
     due = [
         member
         for member, stamp in stamps.items()
-        if not _keep(run.student(member.name), stamp, ask)
+        if not stands(run.student(member.name), stamp, ask)
     ]
     if due:
         from bert_kd.student.lesson import prepare_lesson, teach
@@ -254,71 +193,27 @@ def train_students(config: Config, wishes: Wishes = Wishes()) -> dict[str, dict[
     return {member.name: read_json(run.student(member.name) / METRICS) for member in stamps}
 
 
-def _student_stamp(
-    config: Config,
-    member: Member,
-    run: RunFolder,
-    prepared: Prepared,
-    sources: Sequence[TeacherSource],
-) -> Stamp:
-    student = member.config
-    alone = student.model_copy(update={"seeds": (member.seed,)}).model_dump(mode="json")
-    telling = {key: value for key, value in alone.items() if key not in ("name", "twin")}
-    if member.twin:  # what a twin is does not depend on the soft loss
-        telling["loss"] = {"label_smoothing": student.loss.label_smoothing}
-    inputs = {name: prepared.fingerprints[name] for name in ("train", "validation")}
-    inputs["labels"] = fingerprint(prepared.labels)
-    # A twin does not learn from transfer rows, but its vocabulary is built from them too.
-    inputs["transfer"] = prepared.fingerprints.get("transfer", "none")
-    if student.vocabulary.kind == "wordpiece":
-        inputs["vocabulary"] = _fingerprint_teacher_files(run, "tokenizer.json")
-    if student.embedding.start == "teacher":
-        inputs["vectors"] = _fingerprint_teacher_files(run, "*.safetensors")
-    if student.embedding.file is not None and student.embedding.file.is_file():
-        inputs["vectors"] = fingerprint_files([student.embedding.file])
-    if not member.twin:
-        inputs["teachers"] = fingerprint(
-            [(_identify(source, run), source.weight) for source in sources], config.logits.combine
-        )
-    return Stamp(
-        "train-students",
-        _sections(config, "data", "teacher", "logits")
-        | {"students": [alone | {"twin": member.twin or student.twin}]},
-        telling,
-        inputs,
-    )
-
-
-def _identify(source: TeacherSource, run: RunFolder) -> str:
-    """Return what tells a cache's answers from another's; this run's are named by teacher."""
-    if source.folder.parent == run.logits:
-        return source.folder.name
-    shards = sorted(source.folder.glob("part-*.parquet"))
-    named = fingerprint([(shard.name, shard.stat().st_size) for shard in shards])
-    return fingerprint_files(sorted(source.folder.glob("manifest.json"))) + named
-
-
 # --- 05 ----------------------------------------------------------------------------------------
 
 
-def evaluate(config: Config, wishes: Wishes = Wishes()) -> Report:
+def evaluate(config: Config, wishes: Wishes = NO_WISHES) -> Report:
     """Measure teacher, students and twins and write `report/`; returns what it holds."""
     from bert_kd.evaluate.report import read_report, write_report
 
-    run, prepared = _with_data(config)
+    run, prepared = with_data(config)
     sources = _require_students(config, run, prepared, wishes)
     inputs: dict[str, str] = {
         name: prepared.fingerprints.get(name, "none") for name in config.evaluate.splits
     }
-    inputs["teachers"] = fingerprint([_identify(source, run) for source in sources])
-    inputs |= {member.name: _fingerprint_student(run, member) for member in members(config)}
+    inputs["teachers"] = fingerprint([identify_cache(source, run) for source in sources])
+    inputs |= {member.name: fingerprint_student(run, member) for member in members(config)}
     stamp = Stamp(
         "evaluate",
-        _sections(config, "data", "teacher", "logits", "students", "evaluate"),
+        sections_of(config, "data", "teacher", "logits", "students", "evaluate"),
         {"evaluate": config.evaluate.model_dump(mode="json")},
         inputs,
     )
-    if "evaluate" not in wishes.force and _is_current(run.report, stamp):
+    if "evaluate" not in wishes.force and is_current(run.report, stamp):
         say(f"evaluate: {run.report} is current")
         return read_report(run.report)
     from bert_kd.assess import assess
@@ -329,18 +224,14 @@ def evaluate(config: Config, wishes: Wishes = Wishes()) -> Report:
     return report
 
 
-def _fingerprint_student(run: RunFolder, member: Member) -> str:
-    return fingerprint_files([run.student(member.name) / "model.safetensors"])
-
-
 def _require_students(
     config: Config, run: RunFolder, prepared: Prepared, wishes: Wishes
 ) -> tuple[TeacherSource, ...]:
     """Return the caches that the students learned from, after checking that all are finished."""
-    sources = _teacher_sources(config, run, wishes)
+    sources = teacher_sources(config, run, wishes)
     for member in members(config):
-        stamp = _student_stamp(config, member, run, prepared, sources)
-        _require(run.student(member.name), stamp, wishes)
+        stamp = student_stamp(config, member, run, prepared, sources)
+        require(run.student(member.name), stamp, wishes)
     return sources
 
 
@@ -359,13 +250,13 @@ def best_member(config: Config, run: RunFolder, student: StudentConfig) -> Membe
     return max((Member(student, seed, False) for seed in student.seeds), key=value)
 
 
-def export(config: Config, wishes: Wishes = Wishes()) -> list[Bundle]:
+def export(config: Config, wishes: Wishes = NO_WISHES) -> list[Bundle]:
     """Export the best seed of every student to `bundles/<name>`; returns the bundles."""
     from bert_kd.data.rows import iterate_rows
     from bert_kd.runtime.bundle import read_bundle
     from bert_kd.runtime.export import export_bundle
 
-    run, prepared = _with_data(config)
+    run, prepared = with_data(config)
     _require_students(config, run, prepared, wishes)
     bundles = []
     for student in config.students:
@@ -374,16 +265,16 @@ def export(config: Config, wishes: Wishes = Wishes()) -> list[Bundle]:
         metrics = _metrics(run, member)
         stamp = Stamp(
             "export",
-            _sections(config, "data", "teacher", "logits", "export")
+            sections_of(config, "data", "teacher", "logits", "export")
             | {"students": [student.model_dump(mode="json")]},
             {"export": config.export.model_dump(mode="json")},
             {
-                "student": _fingerprint_student(run, member),
+                "student": fingerprint_student(run, member),
                 "tokenizer": fingerprint_files([source / "tokenizer.json"]),
                 "metrics": fingerprint(metrics),
             },
         )
-        if "export" not in wishes.force and _is_current(target, stamp):
+        if "export" not in wishes.force and is_current(target, stamp):
             say(f"export: {target} is current")
             bundles.append(read_bundle(target))
             continue
@@ -408,7 +299,7 @@ def _metrics(run: RunFolder, member: Member) -> dict[str, Any]:
     weights.
     """
     stamp = Stamp.read(run.report)
-    if stamp is None or stamp.inputs.get(member.name) != _fingerprint_student(run, member):
+    if stamp is None or stamp.inputs.get(member.name) != fingerprint_student(run, member):
         say(f"export: the report does not cover {member.name}; run evaluate to have figures in it")
         return {}
     models = read_json(run.report / "report.json")["models"]
@@ -433,7 +324,7 @@ def run_stages(
     config: Config,
     first: str = STAGES[0],
     last: str = STAGES[-1],
-    wishes: Wishes = Wishes(),
+    wishes: Wishes = NO_WISHES,
 ) -> dict[str, Any]:
     """Run the stages from `first` to `last`; returns what each returned.
 
@@ -452,70 +343,3 @@ def run_stages(
         results[stage] = _FUNCTIONS[stage](config, wishes)
         say(f"   {stage} took {clock(time.monotonic() - start)}")
     return results
-
-
-# --- what is current -----------------------------------------------------------------------------
-
-
-def _sections(config: Config, *names: str) -> dict[str, Any]:
-    """Return the run folder and these sections as plain values."""
-    return config.model_dump(mode="json", include={"run", *names})
-
-
-def _with_data(config: Config) -> tuple[RunFolder, Prepared]:
-    """Return the run folder and its prepared data, which must be of the present `data` section."""
-    from bert_kd.data.prepare import load_prepared
-
-    run = RunFolder(config.run)
-    prepared = load_prepared(run)
-    stamp = Stamp.read(run.data)
-    wanted = _sections(config, "data")["data"]
-    if stamp is None or stamp.config.get("data") != wanted:
-        raise StageError(
-            f"{run.data} was prepared with other settings: run prepare-data again "
-            "(rows whose logits are cached keep them)"
-        )
-    return run, prepared
-
-
-def _is_current(folder: Path, stamp: Stamp) -> bool:
-    found = Stamp.read(folder)
-    return found is not None and not stamp.differences(found)
-
-
-def _keep(folder: Path, stamp: Stamp, wishes: Wishes) -> bool:
-    """Whether the output in `folder` stands; raises StageError where it is another's."""
-    if stamp.stage in wishes.force:
-        return False
-    found = Stamp.read(folder)
-    if found is None:
-        return False
-    differences = stamp.differences(found)
-    if not differences:
-        say(f"{stamp.stage}: {folder} is current")
-        return True
-    _refuse_unless_kept(folder, stamp, wishes, differences)
-    return True
-
-
-def _require(folder: Path, stamp: Stamp, wishes: Wishes) -> None:
-    """Raise StageError where `folder` does not hold the finished output that `stamp` stands for."""
-    found = Stamp.read(folder)
-    if found is None:
-        raise StageError(f"{folder} is not finished: run {stamp.stage} first")
-    differences = stamp.differences(found)
-    if differences:
-        _refuse_unless_kept(folder, stamp, wishes, differences)
-
-
-def _refuse_unless_kept(
-    folder: Path, stamp: Stamp, wishes: Wishes, differences: Sequence[str]
-) -> None:
-    shown = "; ".join(differences[:5]) + ("; …" if len(differences) > 5 else "")
-    if stamp.stage in wishes.keep:
-        say(f"{stamp.stage}: {folder} is kept, though it was made otherwise ({shown})")
-        return
-    raise StageError(
-        f"{folder} was made otherwise ({shown}). To make it again: bert-kd {stamp.stage} --force "
-        f"(or bert-kd run --force {stamp.stage}); to go on with it as it is: --keep {stamp.stage}"
-    )

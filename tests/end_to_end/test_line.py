@@ -18,13 +18,13 @@ from places import CONFIGS, HELPDESK, REPOSITORY
 from safetensors.numpy import load_file
 
 import bert_kd
-from bert_kd import stages
+from bert_kd import provenance, stages
 from bert_kd.config import Config
 from bert_kd.config_file import load_config
 from bert_kd.data.rows import read_rows
 from bert_kd.errors import CacheError, StageError
 from bert_kd.logits.cache import LogitCache
-from bert_kd.stages import Wishes, members
+from bert_kd.provenance import Wishes, members
 from bert_kd.store import RunFolder, Stamp, read_json
 
 
@@ -220,16 +220,16 @@ def test_imported_caches_are_told_apart_by_content(own_run: Config, tmp_path: Pa
     run = RunFolder(own_run.run)
     own = run.cache(Stamp.read(run.logits).inputs["teacher"])
     labels = tuple(LogitCache.open(own).manifest.labels)
-    prepared = stages._with_data(own_run)[1]
+    prepared = provenance.with_data(own_run)[1]
     stamps = []
     for name, values in (("one", "logits"), ("two", "probabilities")):
         file, folder = tmp_path / f"{name}.csv", tmp_path / name / "answers"
         export_answers(own, run.split("train"), file, labels=labels, values=values)
         import_answers(folder, file, labels=labels, kind=values)
         config = changed(own_run, logits={"teachers": [{"folder": str(folder)}]})
-        sources = stages._teacher_sources(config, run, Wishes())
+        sources = provenance.teacher_sources(config, run, Wishes())
         member = members(config)[0]
-        stamps.append(stages._student_stamp(config, member, run, prepared, sources))
+        stamps.append(provenance.student_stamp(config, member, run, prepared, sources))
     assert [line[:15] for line in stamps[0].differences(stamps[1])] == ["inputs.teachers"]
 
 
