@@ -163,6 +163,15 @@ def test_logits_commands(finished: Config, capsys, tmp_path: Path):
     assert status == 2 and shard.name in err
 
 
+def test_an_untrained_bert_for_the_prepared_texts(finished: Config, capsys, tmp_path: Path):
+    folder = tmp_path / "bert"
+    arguments = ["untrained-bert", str(folder), *options(finished), "--hidden-size", "32"]
+    status, out, _ = call(capsys, *arguments, "--layers", "1", "--vocabulary", "500")
+    assert status == 0 and str(folder) in out and (folder / "model.safetensors").exists()
+    status, _, err = call(capsys, *arguments)
+    assert status == 2 and "exists" in err
+
+
 def test_a_missing_extra_is_named_with_its_install_line(capsys, finished: Config):
     code = (
         "import sys\n"
