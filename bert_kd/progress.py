@@ -21,6 +21,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -45,7 +46,7 @@ class _Rate(ProgressColumn):
     """Units per second."""
 
     def __init__(self, unit: str) -> None:
-        super().__init__()
+        super().__init__(table_column=Column(no_wrap=True))
         self.unit = unit
 
     def render(self, task: Task) -> Text:
@@ -68,12 +69,13 @@ def progress(what: str, total: int | None, unit: str, done: int = 0) -> Iterator
     if target.is_terminal:
         with Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=None),
             MofNCompleteColumn(),
             _Rate(unit),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True)),
             console=target,
+            expand=True,
         ) as bar:
             task = bar.add_task(what, total=total, completed=done, note="")
 
