@@ -57,6 +57,7 @@ def members(config: Config) -> list[Member]:
 
 
 def teacher_stamp(config: Config, prepared: Prepared) -> Stamp:
+    """Return the stamp of the teacher that this configuration asks for, on this data."""
     inputs = {name: prepared.fingerprints[name] for name in ("train", "validation")}
     return Stamp(
         "train-teacher",
@@ -67,6 +68,7 @@ def teacher_stamp(config: Config, prepared: Prepared) -> Stamp:
 
 
 def cache_stamp(config: Config, run: RunFolder, teacher: str) -> Stamp:
+    """Return the stamp of the logits of the teacher in `run`, whose fingerprint is `teacher`."""
     return Stamp(
         "cache-logits",
         sections_of(config, "data", "teacher", "logits"),
@@ -82,6 +84,7 @@ def student_stamp(
     prepared: Prepared,
     sources: Sequence[TeacherSource],
 ) -> Stamp:
+    """Return the stamp of one student or twin: its settings and all that it learns from."""
     student = member.config
     alone = student.model_copy(update={"seeds": (member.seed,)}).model_dump(mode="json")
     telling = {key: value for key, value in alone.items() if key not in ("name", "twin")}
@@ -145,6 +148,7 @@ def _fingerprint_teacher_files(run: RunFolder, pattern: str) -> str:
 
 
 def fingerprint_student(run: RunFolder, member: Member) -> str:
+    """Return the fingerprint of a trained student's weights."""
     return fingerprint_files([run.student(member.name) / "model.safetensors"])
 
 
@@ -170,6 +174,7 @@ def with_data(config: Config) -> tuple[RunFolder, Prepared]:
 
 
 def is_current(folder: Path, stamp: Stamp) -> bool:
+    """Whether the output in `folder` is that of `stamp`."""
     found = Stamp.read(folder)
     return found is not None and not stamp.differences(found)
 
