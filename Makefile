@@ -9,8 +9,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 EXTRAS := runtime,serve,report,offline,dev
-# A torch that the user's Python has already (a CUDA build, say) is used as it is.
-OWN_TORCH = $(shell $(PYTHON) -c 'import importlib.util as u, sys; sys.exit(not u.find_spec("torch"))' && echo yes)
+# A torch that the user's Python has already (a CUDA build, say) is used as it is; one in a virtual
+# environment can't be seen from another.
+OWN_TORCH = $(shell $(PYTHON) -c 'import importlib.util as u, sys; sys.exit(sys.prefix != sys.base_prefix or not u.find_spec("torch"))' && echo yes)
 
 .PHONY: setup demo test check bench clean
 
