@@ -116,7 +116,7 @@ def _encode(
 
     final = ""
     layer = 0
-    while f"lstm.weight_ih_l{layer}" in weights:
+    while f"layers.{layer}.rightward.weight_ih_l0" in weights:
         states, final = _lstm(graph, weights, layer, states, real_steps)
         layer += 1
     if pooling == "final":
@@ -129,13 +129,13 @@ def _lstm(
     graph: _Graph, weights: Mapping[str, Floats], layer: int, states: str, real_steps: str
 ) -> tuple[str, str]:
     """Append a layer; returns states [length, batch, 2 · hidden] and final [2, batch, hidden]."""
-    directions = (f"l{layer}", f"l{layer}_reverse")
-    product = np.stack([_gates(weights[f"lstm.weight_ih_{end}"]) for end in directions])
-    recurrent = np.stack([_gates(weights[f"lstm.weight_hh_{end}"]) for end in directions])
+    directions = (f"layers.{layer}.rightward", f"layers.{layer}.leftward")
+    product = np.stack([_gates(weights[f"{side}.weight_ih_l0"]) for side in directions])
+    recurrent = np.stack([_gates(weights[f"{side}.weight_hh_l0"]) for side in directions])
     biases = np.stack(
         [
-            np.concatenate([_gates(weights[f"lstm.bias_{part}_{end}"]) for part in ("ih", "hh")])
-            for end in directions
+            np.concatenate([_gates(weights[f"{side}.bias_{part}_l0"]) for part in ("ih", "hh")])
+            for side in directions
         ]
     )
     every, final = (f"{kind}_{len(graph.nodes)}" for kind in ("states", "final"))

@@ -15,7 +15,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from bert_kd.errors import StudentError
 from bert_kd.store import read_json, write_json, write_text, writing
@@ -51,6 +50,34 @@ class Output(NamedTuple):
     pooled: Tensor
 
 
+class Layer(nn.Module):
+    """One bidirectional layer as two LSTMs, each reading its real tokens first and padding last.
+
+    What follows a token never reaches it, so no sequence need be packed: padded batches go through
+    the fused kernels (oneDNN, cuDNN) as they are.
+    """
+
+    def __init__(self, size: int, hidden: int) -> None:
+        super().__init__()
+        self.rightward = nn.LSTM(size, hidden, batch_first=True)
+        self.leftward = nn.LSTM(size, hidden, batch_first=True)
+
+    def forward(self, vectors: Tensor, mirror: Tensor) -> Tensor:
+        """Return states [batch, length, 2 · hidden] of `vectors` [batch, length, size].
+
+        `mirror` [batch, length] is, for each step, the step of the same text counted from its end;
+        padding is its own. States of padding are without meaning.
+        """
+        rightward, _ = self.rightward(vectors)  # [batch, length, hidden]
+        mirrored, _ = self.leftward(_take(vectors, mirror))  # [batch, length, hidden]
+        return torch.cat([rightward, _take(mirrored, mirror)], dim=-1)
+
+
+def _take(values: Tensor, steps: Tensor) -> Tensor:
+    """Return `values` [batch, length, size] at `steps` [batch, length] of each row."""
+    return values.gather(1, steps[:, :, None].expand(-1, -1, values.shape[-1]))
+
+
 class BiLSTM(nn.Module):
     """Embedding → bidirectional LSTM → masked pooling → dense → output; padding never changes an
     answer.
@@ -61,16 +88,11 @@ class BiLSTM(nn.Module):
         if shape.pooling not in POOLINGS:
             raise StudentError(f"pooling {shape.pooling!r} is none of {', '.join(POOLINGS)}")
         self.shape = shape
-        self.embedding = nn.Embedding(shape.vocabulary, shape.embedding)
+        # Sparse: a step's gradient has only the rows that its batch touches.
+        self.embedding = nn.Embedding(shape.vocabulary, shape.embedding, sparse=True)
         nn.init.normal_(self.embedding.weight, std=SPREAD)
-        self.lstm = nn.LSTM(
-            shape.embedding,
-            shape.hidden,
-            num_layers=shape.layers,
-            bidirectional=True,
-            batch_first=True,
-            dropout=shape.dropout if shape.layers > 1 else 0.0,
-        )
+        sizes = [shape.embedding] + [2 * shape.hidden] * (shape.layers - 1)
+        self.layers = nn.ModuleList(Layer(size, shape.hidden) for size in sizes)
         self.attention = nn.Linear(2 * shape.hidden, 1) if shape.pooling == "attention" else None
         self.dense = nn.Linear(shape.pooled, shape.dense) if shape.dense else None
         self.output = nn.Linear(shape.dense or shape.pooled, shape.classes)
@@ -101,22 +123,19 @@ class BiLSTM(nn.Module):
 
     def encode(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """Return the pooled states [batch, 2 · hidden] of one side."""
-        vectors = self.dropout(self.embedding(ids))  # [batch, length, embedding]
-        on_cpu = lengths.cpu()
-        if int(on_cpu.min()) == ids.shape[1]:  # nothing is padded: no need to pack
-            states, (final, _) = self.lstm(vectors)  # [batch, length, 2 · hidden]
-        else:
-            packed = pack_padded_sequence(vectors, on_cpu, batch_first=True, enforce_sorted=False)
-            packed_states, (final, _) = self.lstm(packed)
-            states, _ = pad_packed_sequence(
-                packed_states, batch_first=True, total_length=ids.shape[1]
-            )
-        if self.shape.pooling == "final":
-            return torch.cat([final[-2], final[-1]], dim=-1)  # forward's last, backward's first
+        lengths = lengths.to(ids.device)[:, None]  # [batch, 1]
+        steps = torch.arange(ids.shape[1], device=ids.device)[None]  # [1, length]
+        real = steps < lengths  # [batch, length]
+        mirror = torch.where(real, lengths - 1 - steps, steps)  # [batch, length]
+        states = self.embedding(ids)  # [batch, length, embedding]
+        for layer in self.layers:
+            states = layer(self.dropout(states), mirror)  # [batch, length, 2 · hidden]
+        if self.shape.pooling == "final":  # rightward's last real step, leftward's first
+            last = _take(states, lengths - 1)[:, 0, : self.shape.hidden]  # [batch, hidden]
+            return torch.cat([last, states[:, 0, self.shape.hidden :]], dim=-1)
 
         pooled: Tensor  # [batch, 2 · hidden]
-        steps = torch.arange(ids.shape[1], device=ids.device)
-        real = (steps < lengths.to(ids.device)[:, None])[:, :, None]  # [batch, length, 1]
+        real = real[:, :, None]  # [batch, length, 1]
         if self.shape.pooling == "max":
             pooled = states.masked_fill(~real, float("-inf")).amax(dim=1)
             return pooled

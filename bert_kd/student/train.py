@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,8 @@ from bert_kd.student.model import BiLSTM
 
 CHECKPOINT, HISTORY, METRICS = "checkpoint.safetensors", "history.jsonl", "metrics.json"
 EVALUATION_TOKENS = 16_384
+FOLLOW_STEPS = 8
+"""The average of the weights is brought up to date once in so many steps."""
 
 
 @dataclass(frozen=True)
@@ -105,20 +108,18 @@ def train(
     torch.manual_seed(seed)
     objective = DistillationLoss(config.loss, model.shape.pooled, teacher_size)
     model.embedding.weight.requires_grad_(not config.embedding.freeze)
-    learning = [p for p in (*model.parameters(), *objective.parameters()) if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        learning, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
-    )
     batches_per_epoch = math.ceil(len(examples) / settings.batch_size)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, _schedule(settings, settings.epochs * batches_per_epoch)
-    )
-    model, objective, optimizer = accelerator.prepare(model, objective, optimizer)
+    rate = _rate(settings, settings.epochs * batches_per_epoch)
+    model, objective = accelerator.prepare(model, objective)
+    optimizers = [
+        accelerator.prepare(optimizer) for optimizer in _optimizers(settings, model, objective)
+    ]
+    learning = [p for p in (*model.parameters(), *objective.parameters()) if p.requires_grad]
     averaged = deepcopy(model).requires_grad_(False) if settings.ema else None
     best = deepcopy(model).requires_grad_(False)  # the weights of the best epoch so far
 
     run = _Run(
-        folder, fingerprint, accelerator, model, objective, averaged, best, optimizer, schedule
+        folder, fingerprint, accelerator, model, objective, averaged, best, optimizers
     )
     state = run.resume()
     if state.step or state.epoch:
@@ -134,6 +135,8 @@ def train(
             shuffled = np.random.default_rng([seed, state.epoch])
             batches = bucketed_batches(lengths, settings.batch_size, shuffled)
             for rows in batches[state.step :]:
+                done_steps = state.epoch * len(batches) + state.step
+                _begin(optimizers, rate(done_steps))
                 ids, batch_lengths, ids_b, lengths_b, labels, logits, features = _batch(
                     examples, rows, accelerator.device
                 )
@@ -142,14 +145,13 @@ def train(
                 losses = objective(
                     output.logits.float(), output.pooled.float(), labels, logits, features
                 )
-                optimizer.zero_grad()
                 accelerator.backward(losses.total)
-                if settings.clip:
-                    accelerator.clip_grad_norm_(learning, settings.clip)
-                optimizer.step()
-                schedule.step()
-                if averaged is not None:
-                    _follow(averaged, model, settings.ema, state.epoch * len(batches) + state.step)
+                accelerator.unscale_gradients()
+                _clip(learning, settings.clip)
+                for optimizer in optimizers:
+                    optimizer.step()
+                if averaged is not None and (done_steps + 1) % FOLLOW_STEPS == 0:
+                    _follow(averaged, model, settings.ema, done_steps)
 
                 state.step += 1
                 state.sums = tuple(
@@ -180,7 +182,7 @@ def train(
                 "epoch": state.epoch + 1,
                 **dict(zip(("loss", "hard", "soft", "feature"), means, strict=True)),
                 **{f"validation_{key}": value for key, value in measured.items()},
-                "learning_rate": schedule.get_last_lr()[0],
+                "learning_rate": optimizers[0].param_groups[0]["lr"],
                 "seconds": state.seconds,
             }
             state.history = (*state.history, row)
@@ -276,10 +278,28 @@ def _precision(asked: str) -> str:
     return "no" if asked == "fp32" else asked
 
 
-def _schedule(settings: TrainingConfig, steps: int) -> Any:
-    """Return the factor on the learning rate at a step: a linear rise, then cosine, linear or
-    constant.
+def _optimizers(
+    settings: TrainingConfig, model: BiLSTM, objective: DistillationLoss
+) -> list[torch.optim.Optimizer]:
+    """Return AdamW for the dense weights and, unless it is frozen, lazy Adam for the embedding.
+
+    Lazy Adam moves only the rows that a batch touches, with their own moments: a step costs what
+    the batch holds, not what the vocabulary does, and a rare word keeps its gradient's history.
     """
+    table = model.embedding.weight
+    dense = [p for p in (*model.parameters(), *objective.parameters()) if p is not table]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(
+            dense, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+        )
+    ]
+    if table.requires_grad:
+        optimizers.append(torch.optim.SparseAdam([table], lr=settings.learning_rate))
+    return optimizers
+
+
+def _rate(settings: TrainingConfig, steps: int) -> Callable[[int], float]:
+    """Return the learning rate at a step: a linear rise, then cosine, linear or constant."""
     rising = max(int(settings.warmup * steps), 1)
 
     def factor(step: int) -> float:
@@ -292,17 +312,48 @@ def _schedule(settings: TrainingConfig, steps: int) -> Any:
             1.0 - share if settings.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * share))
         )
 
-    return factor
+    return lambda step: settings.learning_rate * factor(step)
+
+
+def _begin(optimizers: Sequence[torch.optim.Optimizer], rate: float) -> None:
+    """Forget the last step's gradients and set this step's learning rate."""
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+
+
+@torch.no_grad()
+def _clip(learning: Sequence[Tensor], largest: float) -> None:
+    """Scale all gradients so that their common norm is at most `largest` (0: as they are).
+
+    A sparse gradient's repeated rows are added up first: the norm is that of the dense gradient.
+    """
+    values = []
+    for parameter in learning:
+        if parameter.grad is None:
+            continue
+        if parameter.grad.is_sparse:
+            parameter.grad = parameter.grad.coalesce()
+            values.append(parameter.grad._values())
+        else:
+            values.append(parameter.grad)
+    if not largest:
+        return
+    norm = torch.stack([torch.linalg.vector_norm(value) for value in values]).norm()
+    scale = (largest / (norm + 1e-6)).clamp(max=1.0)
+    for value in values:
+        value.mul_(scale)
 
 
 @torch.no_grad()
 def _follow(averaged: BiLSTM, model: BiLSTM, decay: float, step: int) -> None:
-    """Move the averaged weights towards the model's; early steps count more, so that the start is
-    forgotten.
+    """Move the averaged weights towards the model's, once for the last `FOLLOW_STEPS` steps; early
+    steps count more, so that the start is forgotten.
     """
-    decay = min(decay, (1 + step) / (10 + step))
-    for slow, fast in zip(averaged.parameters(), model.parameters(), strict=True):
-        slow.lerp_(fast, 1 - decay)
+    decay = min(decay, (1 + step) / (10 + step)) ** FOLLOW_STEPS
+    slow, fast = list(averaged.parameters()), list(model.parameters())
+    torch._foreach_lerp_(slow, fast, 1 - decay)
 
 
 @dataclass(frozen=True)
@@ -316,8 +367,7 @@ class _Run:
     objective: DistillationLoss
     averaged: BiLSTM | None
     best: BiLSTM
-    optimizer: Any
-    schedule: Any
+    optimizers: Sequence[Any]
 
     def save(self, state: State) -> None:
         """Write the checkpoint and the history."""
@@ -326,8 +376,12 @@ class _Run:
         tensors |= {f"objective.{key}": value for key, value in self.objective.state_dict().items()}
         if self.averaged is not None:
             tensors |= {f"ema.{key}": value for key, value in self.averaged.state_dict().items()}
-        for index, values in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{key}": value for key, value in values.items()}
+        for number, optimizer in enumerate(self.optimizers):
+            for index, values in optimizer.state_dict()["state"].items():
+                tensors |= {
+                    f"optimizer.{number}.{index}.{key}": torch.as_tensor(value)
+                    for key, value in values.items()
+                }
         tensors["rng.cpu"] = torch.get_rng_state()
         if self.accelerator.device.type == "cuda":
             tensors["rng.cuda"] = torch.cuda.get_rng_state()
@@ -335,7 +389,6 @@ class _Run:
         facts = {
             "fingerprint": self.fingerprint,
             "state": vars(state),
-            "schedule": self.schedule.last_epoch,
             "scaler": scaler.state_dict() if scaler is not None else None,
         }
         with writing(self.folder / CHECKPOINT) as aside:
@@ -377,18 +430,14 @@ class _Run:
         self.objective.load_state_dict(part("objective."))
         if self.averaged is not None:
             self.averaged.load_state_dict(part("ema."))
-        whole = self.optimizer.state_dict()
-        for key, value in part("optimizer.").items():
-            index, name = key.split(".", 1)
-            whole["state"].setdefault(int(index), {})[name] = value
-        self.schedule.last_epoch = facts["schedule"]
-        factors = [function(facts["schedule"]) for function in self.schedule.lr_lambdas]
-        for group, base, factor in zip(
-            whole["param_groups"], self.schedule.base_lrs, factors, strict=True
-        ):
-            group["lr"] = base * factor
-        self.schedule._last_lr = [group["lr"] for group in whole["param_groups"]]
-        self.optimizer.load_state_dict(whole)
+        for number, optimizer in enumerate(self.optimizers):
+            whole = optimizer.state_dict()
+            for key, value in part(f"optimizer.{number}.").items():
+                index, name = key.split(".", 1)
+                # SparseAdam counts its steps in a plain integer.
+                given = value if value.is_floating_point() else int(value)
+                whole["state"].setdefault(int(index), {})[name] = given
+            optimizer.load_state_dict(whole)
         if self.accelerator.scaler is not None and facts["scaler"]:
             self.accelerator.scaler.load_state_dict(facts["scaler"])
         torch.set_rng_state(tensors["rng.cpu"])

@@ -83,14 +83,18 @@ def test_poolings_by_hand():
         torch.manual_seed(3)
         model = BiLSTM(dataclasses.replace(SHAPE, pooling=pooling)).eval()
         ids = torch.tensor([[3, 7, 5]])
-        hidden, (final, _) = model.lstm(model.embedding(ids))
+        (layer,), vectors = model.layers, model.embedding(ids)
+        rightward, (last, _) = layer.rightward(vectors)
+        leftward, (first, _) = layer.leftward(vectors.flip(1))
+        hidden = torch.cat([rightward, leftward.flip(1)], dim=-1)
+        final = torch.cat([last[0, 0], first[0, 0]])
         states[pooling] = model(ids, torch.tensor([3])).pooled[0], hidden[0], final, model
     pooled, hidden, *_ = states["max"]
     torch.testing.assert_close(pooled, hidden.max(dim=0).values)
     pooled, hidden, *_ = states["mean"]
     torch.testing.assert_close(pooled, hidden.mean(dim=0))
     pooled, hidden, final, _ = states["final"]
-    torch.testing.assert_close(pooled, torch.cat([hidden[-1, :5], hidden[0, 5:]]))
+    torch.testing.assert_close(pooled, final)
     pooled, hidden, _, model = states["attention"]
     weights = torch.softmax(model.attention(torch.tanh(hidden))[:, 0], dim=0)
     torch.testing.assert_close(pooled, weights @ hidden)

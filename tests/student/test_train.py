@@ -139,7 +139,8 @@ def test_a_frozen_embedding_does_not_move(tmp_path: Path, make_examples: Maker):
     )
     model = run(tmp_path, make_examples, frozen)
     assert torch.equal(model.embedding.weight, new_model().embedding.weight)
-    assert not torch.equal(model.lstm.weight_hh_l0, new_model().lstm.weight_hh_l0)
+    recurrent = model.layers[0].rightward.weight_hh_l0
+    assert not torch.equal(recurrent, new_model().layers[0].rightward.weight_hh_l0)
 
 
 def test_the_feature_term_teaches(tmp_path: Path, make_examples: Maker):
