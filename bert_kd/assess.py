@@ -24,14 +24,17 @@ from bert_kd.errors import CacheError, MissingExtra, StageError
 from bert_kd.evaluate.comparisons import compare
 from bert_kd.evaluate.findings import (
     DataFacts,
+    EnsembleMember,
     Model,
     Report,
     WorstErrors,
     best_student,
     machine_facts,
 )
+from bert_kd.evaluate.format import percent
 from bert_kd.evaluate.metrics import measure, worst_errors
 from bert_kd.evaluate.speed import System, Texts, measure_speed
+from bert_kd.logits.calibration import Calibration, calibrate
 from bert_kd.logits.combine import read_teachers
 from bert_kd.progress import progress, say
 from bert_kd.store import RunFolder, read_json
@@ -64,11 +67,15 @@ def assess(
 
     settings = config.evaluate
     notes: list[str] = []
+    calibrations = _calibrations(config, run, prepared, sources)
+    notes.extend(_about_calibration(calibration) for calibration in calibrations)
+    temperatures = [calibration.temperature for calibration in calibrations]
     splits: dict[str, _Split] = {}
     for name in settings.splits:
         rows = read_rows(run.split(name))
-        teacher = _teacher_logits(config, prepared, sources, rows, name, notes)
+        teacher = _teacher_logits(config, prepared, sources, temperatures, rows, name, notes)
         splits[name] = _Split(rows, teacher)
+    shown = "test" if "test" in settings.splits else settings.splits[-1]
     students = {member.name: load_student(run.student(member.name)) for member in members}
     for trained, student in students.items():
         if (student.labels, student.shape.pair) != (prepared.labels, prepared.pair):
@@ -79,16 +86,21 @@ def assess(
     answers = _answers(splits, students)
 
     models = (
-        [_teacher_model(config, run, splits, prepared.labels)]
+        [_teacher_model(config, run, prepared, sources, splits)]
         if all(split.teacher is not None for split in splits.values())
         else []
     )
+    if models and calibrations:
+        fitted = ", ".join(f"T = {temperature:.2f}" for temperature in temperatures)
+        about = f"{models[0].description}, calibrated ({fitted})"
+        models[0] = replace(models[0], description=about)
     for member in members:
         models.append(_student_model(config, run, member, students[member.name], splits, answers))
+    if models[0].ensemble:
+        notes.append(_about_ensemble(models[0], shown))
     if settings.speed_rounds:
         models = _with_speed(config, run, prepared, models, students, splits, notes)
 
-    shown = "test" if "test" in settings.splits else settings.splits[-1]
     comparisons = tuple(
         _compare(config, student.name, name, members, splits[name], answers[name])
         for name in settings.splits
@@ -106,10 +118,27 @@ def assess(
     )
 
 
+def _calibrations(
+    config: Config, run: RunFolder, prepared: Prepared, sources: Sequence[TeacherSource]
+) -> tuple[Calibration, ...]:
+    """Return the calibrations that the students' lessons had too; none where not asked for."""
+    if not config.logits.calibrate:
+        return ()
+    rows = read_rows(run.split("validation"))
+    return calibrate(sources, prepared.labels, rows.keys, rows.labels)
+
+
+def _about_calibration(calibration: Calibration) -> str:
+    """Return the sentence of the report that goes with the teacher's NLL and calibration error."""
+    about = calibration.describe()
+    return f"Calibrated: {about}. Its NLL and calibration error are those after it."
+
+
 def _teacher_logits(
     config: Config,
     prepared: Prepared,
     sources: Sequence[TeacherSource],
+    temperatures: Sequence[float],
     rows: Rows,
     split: str,
     notes: list[str],
@@ -117,7 +146,12 @@ def _teacher_logits(
     """Return the teachers' answers to a split, or None where an imported cache lacks them."""
     try:
         return read_teachers(
-            sources, prepared.labels, rows.keys, config.logits.combine, features=False
+            sources,
+            prepared.labels,
+            rows.keys,
+            config.logits.combine,
+            features=False,
+            temperatures=temperatures,
         ).logits
     except CacheError as error:
         if not config.logits.teachers:
@@ -152,15 +186,21 @@ def _answers(
 
 
 def _teacher_model(
-    config: Config, run: RunFolder, splits: dict[str, _Split], labels: Sequence[str]
+    config: Config,
+    run: RunFolder,
+    prepared: Prepared,
+    sources: Sequence[TeacherSource],
+    splits: dict[str, _Split],
 ) -> Model:
-    """Return the teacher's row; its size is known where the model is this run's own."""
+    """Return the teacher's row; its size is known where the model is this run's own. That of an
+    ensemble is the size of all its members.
+    """
     settings = config.evaluate
     metrics = {
         name: measure(
             split.teacher,
             split.rows.labels,
-            labels,
+            prepared.labels,
             bootstrap_samples=settings.bootstrap_samples,
             seed=settings.seed,
         )
@@ -171,10 +211,11 @@ def _teacher_model(
         caches = ", ".join(source.folder.name for source in config.logits.teachers)
         about = f"answers read from {caches}"
         return Model(TEACHER, TEACHER, "teacher", None, metrics, description=about)
+    folders = run.teachers(len(sources))
     facts = read_json(run.teacher_facts)
-    weights = sorted(run.teacher.glob("*.safetensors"))
+    weights = [path for folder in folders for path in sorted(folder.glob("*.safetensors"))]
     total, embedding = _tensor_sizes(weights)
-    return Model(
+    model = Model(
         TEACHER,
         TEACHER,
         "teacher",
@@ -184,7 +225,38 @@ def _teacher_model(
         parameters_without_embedding=total - embedding,
         bytes=sum(path.stat().st_size for path in weights),
         description=str(facts["base"]),
-        history=tuple(_as_student_history(row) for row in facts["history"]),
+    )
+    if len(folders) == 1:
+        return replace(model, history=tuple(_as_student_history(row) for row in facts["history"]))
+    alone = []
+    for folder, source in zip(folders, sources, strict=True):
+        accuracy = {
+            name: _alone(config, prepared, source, split.rows, name)
+            for name, split in splits.items()
+        }
+        alone.append(EnsembleMember(folder.name, accuracy))
+    about = f"{len(folders)} × {facts['base']}, mean of their {config.logits.combine}"
+    return replace(model, seed=None, description=about, ensemble=tuple(alone))
+
+
+def _alone(
+    config: Config, prepared: Prepared, source: TeacherSource, rows: Rows, split: str
+) -> float:
+    """Return the accuracy of one teacher of an ensemble on a split."""
+    logits = _teacher_logits(config, prepared, [source], (), rows, split, [])
+    assert logits is not None  # this run's own caches are complete
+    return float((logits.argmax(axis=1) == rows.labels).mean())
+
+
+def _about_ensemble(model: Model, split: str) -> str:
+    """Return a sentence about the members of an ensemble, by their accuracy on a split."""
+    alone = ", ".join(
+        f"{percent(member.accuracy[split])} ({member.name})" for member in model.ensemble
+    )
+    return (
+        f"The teacher is the mean of {len(model.ensemble)} teachers, and its size and speed are "
+        f"those of all of them together. Their accuracies on {split} in per cent, each alone: "
+        f"{alone}."
     )
 
 
@@ -281,7 +353,8 @@ def _with_speed(
                     config, run.student(model.name), aside, rows, students[model.name], notes
                 )
             elif not config.logits.teachers:
-                systems[model.name] = _teacher_system(config, run)
+                folders = run.teachers(max(len(model.ensemble), 1))
+                systems[model.name] = _teacher_system(config, folders)
         found = measure_speed(
             systems,
             texts,
@@ -292,16 +365,19 @@ def _with_speed(
     return [replace(model, speed=found.get(model.name)) for model in models]
 
 
-def _teacher_system(config: Config, run: RunFolder) -> System:
+def _teacher_system(config: Config, folders: Sequence[Path]) -> System:
+    """Return the teacher, or all of an ensemble one after the other, as one system."""
     import torch
 
     from bert_kd.teacher.answer import Answering
     from bert_kd.teacher.model import open_teacher
 
-    teacher = open_teacher(run.teacher)
-    torch.nn.Module.to(teacher.model, "cpu")  # where the students are, too
-    answering = Answering(teacher, "fp32", config.logits.tokens_per_batch)
-    return lambda texts: answering(*_sides(texts))
+    members = []
+    for folder in folders:
+        teacher = open_teacher(folder)
+        torch.nn.Module.to(teacher.model, "cpu")  # where the students are, too
+        members.append(Answering(teacher, "fp32", config.logits.tokens_per_batch))
+    return lambda texts: np.mean([answer(*_sides(texts)).logits for answer in members], axis=0)
 
 
 def _student_system(

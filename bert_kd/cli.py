@@ -21,6 +21,7 @@ from bert_kd.config import Config
 from bert_kd.config_file import load_config
 from bert_kd.errors import ConfigError, UserError, nearest
 from bert_kd.progress import say
+from bert_kd.store import RunFolder
 
 app = typer.Typer(
     name="bert-kd",
@@ -136,7 +137,8 @@ def train_teacher(
     """02: fine-tune the last layers of a BERT, write teacher/."""
     settings = load_config(config, overrides or ())
     facts = stages.train_teacher(settings, _wishes(["train-teacher"] if force else [], keep))
-    print_result(facts, as_json, [f"teacher: {settings.run / 'teacher'}"])
+    folders = RunFolder(settings.run).teachers(settings.teacher.ensemble)
+    print_result(facts, as_json, [f"teacher: {folder}" for folder in folders])
 
 
 @app.command("cache-logits", rich_help_panel="Stages")

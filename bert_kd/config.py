@@ -49,6 +49,16 @@ class DataConfig(Section):
     transfer: tuple[str, ...] = ()
     """Files of unlabelled texts (the text columns below are read); the teacher labels them softly.
     """
+    transfer_style: Literal["labelled", "as given"] = "labelled"
+    """`labelled`: transfer texts are written as train is, where it has a habit: lower-cased,
+    tokenised, spaces and marks of Chinese.
+    """
+    transfer_rows: Count | None = None
+    """At most this many transfer texts; None: all."""
+    transfer_choice: Literal["random", "diverse"] = "random"
+    """Which of more: by chance (by hashed key), or `diverse`: texts of words that train knows in
+    sequences that neither train nor the transfer texts before have.
+    """
     format: Literal["auto", "csv", "tsv", "jsonl", "parquet"] = "auto"
     """`auto` goes by the file name. In `tsv` a quotation mark is only a character; `csv` follows
     RFC 4180.
@@ -73,6 +83,59 @@ class DataConfig(Section):
     drop_duplicates: bool = False
     """Keep the first of equal texts in train."""
 
+    @model_validator(mode="after")
+    def _rows_to_choose_by(self) -> DataConfig:
+        if self.transfer_choice == "diverse" and self.transfer_rows is None:
+            raise ValueError(
+                "transfer_choice = \"diverse\" needs 'transfer_rows': how many texts to choose"
+            )
+        return self
+
+
+class AugmentConfig(Section):
+    """Views: rows of train changed a little, which the teacher labels softly (end of stage 01).
+
+    Each word is masked, replaced or left as it is by `mask`, `replace_by_class` and `neighbours`,
+    which exclude each other; `ngram`, `mix` and `swap` go by view.
+    """
+
+    views: Annotated[int, Field(ge=0)] = 0
+    """Views of a row; 0: none are made."""
+    maximum: Count = 200_000
+    """At most this many views in all: of more rows fewer each are made, evenly."""
+    mask: Fraction = 0.1
+    """Share of words replaced by the teacher's mask token (Tang et al. 2019, p_mask)."""
+    replace_by_class: Fraction = 0.1
+    """Share of words replaced by one of the same word class, which is learned from train (Tang et
+    al. 2019, p_pos, where a tagger tells the classes).
+    """
+    neighbours: Fraction = 0.1
+    """Share of words replaced by one near in meaning: by the teacher's token vectors, or what a
+    masked language model proposes for the place (TinyBERT, which uses 0.4 and nothing else).
+    """
+    ngram: Annotated[float, Field(ge=0.0, le=1.0)] = 0.25
+    """Share of views of which a span of words alone is kept (Tang et al. 2019, p_ng); single texts.
+    """
+    mix: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
+    """Share of views made of the beginning of one text and the end of another of its class; of a
+    pair, of its first side and the second side of another pair.
+    """
+    swap: Annotated[float, Field(ge=0.0, le=1.0)] = 0.25
+    """Share of views with the sides of a pair swapped."""
+    masked_lm: str | None = None
+    """Folder or hub name of a masked language model for `neighbours`; None: the teacher's model
+    where it is one, else token vectors.
+    """
+    seed: Seed = 17
+
+    @model_validator(mode="after")
+    def _words_are_left(self) -> AugmentConfig:
+        if self.mask + self.replace_by_class + self.neighbours >= 1.0:
+            raise ValueError(
+                "mask + replace_by_class + neighbours must be below 1: they share out the words"
+            )
+        return self
+
 
 class UnfreezeConfig(Section):
     """Which part of the teacher trains."""
@@ -96,6 +159,10 @@ class TeacherConfig(Section):
     max_length: Annotated[int, Field(ge=4)] = 128
     """Wordpieces a text, special tokens included; longer ones are cut."""
     unfreeze: UnfreezeConfig = UnfreezeConfig()
+    pooling: Literal["cls", "mean"] = "cls"
+    """What the head reads: the model's own pooling, in BERT that of the first token; or the mean
+    of the last hidden states over the real tokens, without a pooler (BERT alone).
+    """
     head_units: Annotated[int, Field(ge=0)] = 0
     """Units of a hidden layer before the output layer; 0: none (192 in the seed design)."""
     epochs: Positive = 3.0
@@ -106,6 +173,14 @@ class TeacherConfig(Section):
     warmup: Fraction = 0.06
     """Share of the steps in which the learning rate rises."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Each encoder layer's learning rate is this times that of the part above it (ULMFiT, Howard
+    and Ruder 2018, section 3.2; ELECTRA takes 0.8 and 0.9); head and pooler have the full one.
+    """
+    r_drop: NotNegative = 0.0
+    """Weight of R-Drop (Wu et al. 2021): every batch goes through twice, and the two answers, which
+    dropout tells apart, are drawn together. 0: off; else each step takes twice the time and memory.
+    """
     label_smoothing: Fraction = 0.0
     class_weights: Literal["none", "balanced"] | tuple[Positive, ...] = "none"
     """`balanced`: rows / (classes × rows of the class); or one weight a class, in label order."""
@@ -117,6 +192,40 @@ class TeacherConfig(Section):
     """How often the metric is measured and a checkpoint written."""
     bf16: bool = False
     seed: Seed = 17
+    ensemble: Count = 1
+    """This many teachers, of the seeds `seed`, `seed + 1`, …; students learn from their mean
+    (`logits.combine`). Vocabulary and token vectors are the first one's.
+    """
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> TeacherConfig:
+        if self.ensemble > 1 and not self.fine_tune:
+            raise ValueError("an ensemble is of fine-tuned teachers: it needs fine_tune = true")
+        if self.pooling != "cls" and not self.fine_tune:
+            raise ValueError("with fine_tune = false the pooling is the model's own: leave it out")
+        if self.seed + self.ensemble > 2**32:
+            raise ValueError(f"the seeds of an ensemble of {self.ensemble} go beyond 2**32 - 1")
+        return self
+
+    @property
+    def members(self) -> tuple[TeacherConfig, ...]:
+        """One configuration for each teacher of the ensemble, in the order of its folders."""
+        return tuple(
+            self.model_copy(update={"seed": self.seed + index, "ensemble": 1})
+            for index in range(self.ensemble)
+        )
+
+    @property
+    def telling(self) -> dict[str, Any]:
+        """What one teacher depends on. Left out is what changes nothing, so that a teacher of a
+        time before such a setting still stands.
+        """
+        neutral = {"pooling": "cls", "layer_decay": 1.0, "r_drop": 0.0}
+        return {
+            key: value
+            for key, value in self.model_dump(mode="json", exclude={"ensemble"}).items()
+            if key not in neutral or value != neutral[key]
+        }
 
 
 class TeacherSource(Section):
@@ -144,6 +253,10 @@ class LogitsConfig(Section):
     """Caches to learn from; none: this run's own teacher alone."""
     combine: Literal["logits", "probabilities"] = "logits"
     """Mean of several teachers' logits, or of their probabilities."""
+    calibrate: bool = False
+    """Divide each teacher's logits by a temperature fitted on validation's gold labels before they
+    are combined, learned from and measured (Guo et al. 2017).
+    """
 
 
 class VocabularyConfig(Section):
@@ -167,9 +280,10 @@ class EmbeddingConfig(Section):
     """The student's embedding and its start values."""
 
     size: Count = 300
-    start: Literal["random", "teacher", "file"] = "teacher"
-    """`teacher`: its token vectors reduced by PCA; `file`: word vectors in GloVe, word2vec or
-    fastText text format.
+    start: Literal["random", "teacher", "words", "file"] = "teacher"
+    """`teacher`: its token vectors reduced by PCA; `words`: what it makes of each wordpiece on its
+    own, likewise (cached with its logits); `file`: word vectors in GloVe, word2vec or fastText text
+    format.
     """
     file: Path | None = None
     freeze: bool = False
@@ -190,6 +304,8 @@ class ModelConfig(Section):
     pooling: Literal["final", "max", "mean", "attention"] = "max"
     dense: Annotated[int, Field(ge=0)] = 128
     """Units between pooling and output; 0: none."""
+    match: bool = True
+    """Of pairs: each token is marked that also stands in the other text."""
     dropout: Fraction = 0.3
 
 
@@ -203,19 +319,45 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "seed": {"soft": "mse", "hard_weight": 0.5, "soft_weight": 0.5},
 }
 
+SOFT_OPTIONS: Mapping[str, tuple[str, ...]] = {
+    "temperature": ("kl", "soft_ce", "dkd", "dist"),
+    "standardise": ("kl", "soft_ce", "dkd"),
+    "dkd_target_weight": ("dkd",),
+    "dkd_other_weight": ("dkd",),
+    "dist_inter_weight": ("dist",),
+    "dist_intra_weight": ("dist",),
+}
+"""The keys of `LossConfig` that shape the soft term, and the terms that read each."""
+
 
 class LossConfig(Section):
     """`hard_weight · CE + soft_weight · SOFT + feature_weight · FEATURE`."""
 
     preset: Literal["hinton", "tang2019", "seed"] | None = None
     """Published weights; keys given beside it win."""
-    soft: Literal["mse", "kl", "soft_ce"] = "mse"
+    soft: Literal["mse", "kl", "soft_ce", "dkd", "dist"] = "mse"
+    """Mean squared error of the logits; KL divergence or cross-entropy of softened probabilities;
+    decoupled KD (Zhao et al. 2022); correlations within rows and classes (DIST, Huang et al. 2022).
+    """
     hard_weight: NotNegative = 0.1
     soft_weight: NotNegative = 1.0
     feature_weight: NotNegative = 0.0
     feature: Literal["mse", "cosine"] = "mse"
     temperature: Positive = 1.0
-    """Of `kl` and `soft_ce`; both are multiplied by its square."""
+    """Of every soft term but `mse`; they are multiplied by its square."""
+    standardise: bool = False
+    """Each row's logits, the student's and the teacher's, are brought to mean 0 and deviation 1
+    before they are softened (Sun et al. 2024); for `kl`, `soft_ce` and `dkd` with three or more
+    classes.
+    """
+    dkd_target_weight: NotNegative = 1.0
+    """Of `dkd`, α: how sure the teacher is of the target class."""
+    dkd_other_weight: NotNegative = 8.0
+    """Of `dkd`, β: how the teacher weighs the other classes against each other."""
+    dist_inter_weight: NotNegative = 2.0
+    """Of `dist`, β: the classes of one row."""
+    dist_intra_weight: NotNegative = 2.0
+    """Of `dist`, γ: the rows of the batch, for one class."""
     label_smoothing: Fraction = 0.0
 
     @model_validator(mode="before")
@@ -229,6 +371,23 @@ class LossConfig(Section):
     def _something_to_learn(self) -> LossConfig:
         if self.hard_weight + self.soft_weight + self.feature_weight == 0:
             raise ValueError("all three weights are 0: nothing would be learned")
+        if self.soft == "dkd" and self.dkd_target_weight + self.dkd_other_weight == 0:
+            raise ValueError("dkd_target_weight and dkd_other_weight are both 0")
+        if self.soft == "dist" and self.dist_inter_weight + self.dist_intra_weight == 0:
+            raise ValueError("dist_inter_weight and dist_intra_weight are both 0")
+        return self
+
+    @model_validator(mode="after")
+    def _every_option_counts(self) -> LossConfig:
+        """Refuse an option that the chosen soft term does not read, unless it has its default."""
+        for name, terms in SOFT_OPTIONS.items():
+            default = type(self).model_fields[name].default
+            if self.soft not in terms and getattr(self, name) != default:
+                belongs = " or ".join(f'"{term}"' for term in terms)
+                raise ValueError(
+                    f"'{name}' has no effect with soft = \"{self.soft}\": leave it out, or set "
+                    f"soft = {belongs}"
+                )
         return self
 
 
@@ -259,6 +418,23 @@ class TrainingConfig(Section):
     """`auto`: bf16 on a GPU that has it, else fp32."""
 
 
+class RowsConfig(Section):
+    """Which rows without a gold label a student learns from (transfer texts and views)."""
+
+    maximum: Annotated[int, Field(ge=0)] | None = None
+    """At most this many; None: all."""
+    choose: Literal["random", "uncertain"] = "random"
+    """Which of more: by chance, or half by chance and half those with the highest entropy of the
+    teacher's answer.
+    """
+
+    @model_validator(mode="after")
+    def _maximum_to_choose_by(self) -> RowsConfig:
+        if self.choose == "uncertain" and self.maximum is None:
+            raise ValueError("choose = \"uncertain\" needs 'maximum': how many rows to choose")
+        return self
+
+
 class StudentConfig(Section):
     """One student: `[[students]]` in the file."""
 
@@ -267,6 +443,7 @@ class StudentConfig(Section):
     """One student is trained for each."""
     twin: bool = True
     """Also train each with gold labels only, for comparison."""
+    rows: RowsConfig = RowsConfig()
     vocabulary: VocabularyConfig = VocabularyConfig()
     embedding: EmbeddingConfig = EmbeddingConfig()
     model: ModelConfig = ModelConfig()
@@ -311,6 +488,7 @@ class Config(Section):
     run: Path = Path("runs/default")
     """The folder that everything is written to."""
     data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
     teacher: TeacherConfig = TeacherConfig()
     logits: LogitsConfig = LogitsConfig()
     students: Annotated[tuple[StudentConfig, ...], Field(min_length=1)] = (

@@ -91,12 +91,20 @@ def _explain(values: Mapping[str, Any], item: Any) -> str:
         )
     if key == "students" and item["type"] == "tuple_type":
         return "students is a list of tables: write [[students]] with two brackets"
-    message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "missing":
         return f"{key} is missing"
     if item["type"] == "value_error":
+        message = item["msg"].removeprefix("Value error, ")
         return f"{key}: {message}" if key else message
-    return f"{key} = {item['input']!r}: {message[0].lower()}{message[1:]}"
+    return f"{key} = {item['input']!r}: {_reason(item)}"
+
+
+def _reason(item: Any) -> str:
+    """Return what pydantic says of a value; of a choice, with the nearest valid one."""
+    reason = f"{item['msg'][0].lower()}{item['msg'][1:]}"
+    if item["type"] != "literal_error":
+        return reason
+    return reason + nearest(str(item["input"]), re.findall(r"'([^']+)'", item["ctx"]["expected"]))
 
 
 def _is_union_tag(part: Any) -> bool:
@@ -160,8 +168,10 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
     last = parts[-1]
     if isinstance(place, list) or last not in section.model_fields:
+        known = sorted(section.model_fields)
         raise ConfigError(
-            f"override {override!r}: unknown key '{key}'{nearest(last, section.model_fields)}"
+            f"override {override!r}: unknown key '{key}'{nearest(last, known)}; "
+            f"{'.'.join(parts[:-1]) or 'the top level'} has: {', '.join(known)}"
         )
     place[last] = _read_value(
         section.model_fields[last].rebuild_annotation(), text.strip(), override
@@ -201,6 +211,6 @@ def _read_value(annotation: Any, text: str, override: str) -> Any:
     try:
         adapter.validate_python(value)
     except ValidationError as error:
-        reason = (error if value is not text else first).errors()[0]["msg"]
-        raise ConfigError(f"override {override!r}: {reason[0].lower()}{reason[1:]}") from None
+        reason = _reason((error if value is not text else first).errors()[0])
+        raise ConfigError(f"override {override!r}: {reason}") from None
     return value

@@ -56,25 +56,46 @@ def members(config: Config) -> list[Member]:
     ]
 
 
-def teacher_stamp(config: Config, prepared: Prepared) -> Stamp:
-    """Return the stamp of the teacher that this configuration asks for, on this data."""
+def teacher_stamps(config: Config, run: RunFolder, prepared: Prepared) -> dict[Path, Stamp]:
+    """Return the stamp of each teacher that this configuration asks for, on this data, by folder.
+
+    It does not depend on how many there are: a larger ensemble keeps the teachers that are there.
+    """
     inputs = {name: prepared.fingerprints[name] for name in ("train", "validation")}
-    return Stamp(
-        "train-teacher",
-        sections_of(config, "data", "teacher"),
-        {"teacher": config.teacher.model_dump(mode="json")},
-        inputs | {"labels": fingerprint(prepared.labels)},
-    )
+    inputs["labels"] = fingerprint(prepared.labels)
+    folders = run.teachers(config.teacher.ensemble)
+    return {
+        folder: Stamp(
+            "train-teacher",
+            sections_of(config, "data", "teacher"),
+            {"teacher": member.telling},
+            inputs,
+        )
+        for folder, member in zip(folders, config.teacher.members, strict=True)
+    }
 
 
-def cache_stamp(config: Config, run: RunFolder, teacher: str) -> Stamp:
-    """Return the stamp of the logits of the teacher in `run`, whose fingerprint is `teacher`."""
+def cache_stamp(config: Config, run: RunFolder, teachers: Sequence[str]) -> Stamp:
+    """Return the stamp of the logits of the teachers in `run`, given their fingerprints in order.
+
+    Its inputs are named after the folders: `teacher` and `weights`, `teacher-2` and `weights-2`, …
+    """
+    inputs = {}
+    for folder, teacher in zip(run.teachers(len(teachers)), teachers, strict=True):
+        inputs[folder.name] = teacher
+        weights = fingerprint_files(sorted(folder.glob("*.safetensors")))
+        inputs[folder.name.replace("teacher", "weights")] = weights
     return Stamp(
         "cache-logits",
         sections_of(config, "data", "teacher", "logits"),
         {"logits.precision": config.logits.precision},
-        {"teacher": teacher, "weights": _fingerprint_teacher_files(run, "*.safetensors")},
+        inputs,
     )
+
+
+def _cached_teachers(stamp: Stamp) -> tuple[str, ...]:
+    """Return the fingerprints of the teachers whose answers a stamp of cached logits stands for."""
+    return tuple(value for key, value in stamp.inputs.items() if key.startswith("teacher"))
 
 
 def student_stamp(
@@ -88,16 +109,20 @@ def student_stamp(
     student = member.config
     alone = student.model_copy(update={"seeds": (member.seed,)}).model_dump(mode="json")
     telling = {key: value for key, value in alone.items() if key not in ("name", "twin")}
-    if member.twin:  # what a twin is does not depend on the soft loss
+    if member.twin:  # what a twin is depends neither on the soft loss nor on unlabelled rows
+        del telling["rows"]
         telling["loss"] = {"label_smoothing": student.loss.label_smoothing}
     inputs = {name: prepared.fingerprints[name] for name in ("train", "validation")}
     inputs["labels"] = fingerprint(prepared.labels)
-    # A twin does not learn from transfer rows, but its vocabulary is built from them too.
+    # A twin learns from neither, but its vocabulary is built from them too.
     inputs["transfer"] = prepared.fingerprints.get("transfer", "none")
+    inputs["views"] = prepared.fingerprints.get("views", "none")
     if student.vocabulary.kind == "wordpiece":
         inputs["vocabulary"] = _fingerprint_teacher_files(run, "tokenizer.json")
     if student.embedding.start == "teacher":
         inputs["vectors"] = _fingerprint_teacher_files(run, "*.safetensors")
+    if student.embedding.start == "words":
+        inputs["vectors"] = identify_cache(sources[0], run)
     if student.embedding.file is not None and student.embedding.file.is_file():
         inputs["vectors"] = fingerprint_files([student.embedding.file])
     if not member.twin:
@@ -105,6 +130,8 @@ def student_stamp(
             [(identify_cache(source, run), source.weight) for source in sources],
             config.logits.combine,
         )
+        if config.logits.calibrate:
+            telling["logits"] = {"calibrate": True}
     return Stamp(
         "train-students",
         sections_of(config, "data", "teacher", "logits")
@@ -116,21 +143,23 @@ def student_stamp(
 
 def teacher_sources(config: Config, run: RunFolder, wishes: Wishes) -> tuple[TeacherSource, ...]:
     """Return the caches to learn from: those configured, else this run's own, which must be of its
-    present teacher.
+    present teachers.
     """
     if config.logits.teachers:
         return config.logits.teachers
     stamp = Stamp.read(run.logits)
     if stamp is None:
         raise StageError(f"{run.logits} holds no cached logits: run cache-logits first")
-    teacher = stamp.inputs["teacher"]
-    differences = cache_stamp(config, run, teacher).differences(stamp)
+    teachers = _cached_teachers(stamp)
+    differences = cache_stamp(config, run, teachers).differences(stamp)
+    if len(teachers) != config.teacher.ensemble:
+        differences.append(f"teachers: wanted {config.teacher.ensemble}, cached {len(teachers)}")
     if differences and "cache-logits" not in wishes.keep:
         raise StageError(
             f"{run.logits} holds the answers of another teacher ({'; '.join(differences)}): run "
             "cache-logits again; to go on with these as they are: --keep cache-logits"
         )
-    return (TeacherSource(folder=run.cache(teacher)),)
+    return tuple(TeacherSource(folder=run.cache(teacher)) for teacher in teachers)
 
 
 def identify_cache(source: TeacherSource, run: RunFolder) -> str:
@@ -157,6 +186,14 @@ def sections_of(config: Config, *names: str) -> dict[str, Any]:
     return config.model_dump(mode="json", include={"run", *names})
 
 
+def views_identity(config: Config) -> dict[str, Any]:
+    """Return what the views of train go by; nothing where none are made."""
+    if not config.augment.views:
+        return {}
+    model = {"model": config.teacher.model, "revision": config.teacher.revision}
+    return {"augment": config.augment.model_dump(mode="json") | model}
+
+
 def with_data(config: Config) -> tuple[RunFolder, Prepared]:
     """Return the run folder and its prepared data, which must be of the present `data` section."""
     from bert_kd.data.prepare import load_prepared
@@ -165,7 +202,12 @@ def with_data(config: Config) -> tuple[RunFolder, Prepared]:
     prepared = load_prepared(run)
     stamp = Stamp.read(run.data)
     wanted = sections_of(config, "data")["data"]
-    if stamp is None or stamp.config.get("data") != wanted:
+    views = views_identity(config).get("augment")
+    if (
+        stamp is None
+        or stamp.config.get("data") != wanted
+        or stamp.identity.get("augment") != views
+    ):
         raise StageError(
             f"{run.data} was prepared with other settings: run prepare-data again "
             "(rows whose logits are cached keep them)"

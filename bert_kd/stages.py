@@ -29,7 +29,8 @@ from bert_kd.provenance import (
     stands,
     student_stamp,
     teacher_sources,
-    teacher_stamp,
+    teacher_stamps,
+    views_identity,
     with_data,
 )
 from bert_kd.store import RunFolder, Stamp, fingerprint, fingerprint_files, read_json
@@ -61,38 +62,69 @@ def prepare_data(config: Config, wishes: Wishes = NO_WISHES) -> Prepared:
     from bert_kd.data.prepare import load_prepared, prepare
 
     run = RunFolder(config.run)
+    views = views_identity(config)
+    inputs = {"source": source_fingerprint(config.data)}
+    if views:
+        from bert_kd.teacher.proposals import fingerprint_proposals
+
+        inputs["proposals"] = fingerprint_proposals(config.augment, config.teacher.model)
     stamp = Stamp(
         "prepare-data",
-        sections_of(config, "data"),
-        {"data": config.data.model_dump(mode="json")},
-        {"source": source_fingerprint(config.data)},
+        sections_of(config, "data", *(("augment", "teacher") if views else ())),
+        {"data": config.data.model_dump(mode="json")} | views,
+        inputs,
     )
     done = run.prepared.exists() and is_current(run.data, stamp)
     if done and "prepare-data" not in wishes.force:
         say(f"prepare-data: {run.data} is current")
         return load_prepared(run)
     prepared = prepare(config.data, run)
+    if views:
+        prepared = _write_views(config, run, prepared, inputs["proposals"])
     stamp.write(run.data)
     return prepared
+
+
+def _write_views(config: Config, run: RunFolder, prepared: Prepared, identity: str) -> Prepared:
+    """Make the views of train, with words that the teacher's model or a masked one proposes."""
+    from bert_kd.data.views import Proposals, write_views
+    from bert_kd.teacher.proposals import mask_token, open_neighbours
+
+    augment, model, revision = config.augment, config.teacher.model, config.teacher.revision
+    proposals = Proposals(
+        open_neighbours(model, revision, augment.masked_lm) if augment.neighbours else None,
+        mask_token(model, revision) if augment.mask else None,
+        identity,
+    )
+    return write_views(run, prepared, augment, proposals)
 
 
 # --- 02 ----------------------------------------------------------------------------------------
 
 
 def train_teacher(config: Config, wishes: Wishes = NO_WISHES) -> dict[str, Any]:
-    """Fine-tune the teacher's last layers and write `teacher/`; returns the facts of
+    """Fine-tune the teacher's last layers and write `teacher/`; returns the facts of its
     `teacher.json`.
+
+    The others of an ensemble go to `teacher-2/`, …; forced, it makes again those that were made
+    otherwise, or all where all are current.
     """
     run, prepared = with_data(config)
-    stamp = teacher_stamp(config, prepared)
-    if stands(run.teacher, stamp, wishes):
-        return dict(read_json(run.teacher_facts))
-    from bert_kd.teacher.finetune import finetune
+    stamps = teacher_stamps(config, run, prepared)
+    if "train-teacher" in wishes.force:
+        other = [folder for folder, stamp in stamps.items() if not is_current(folder, stamp)]
+        due = other or list(stamps)
+    else:
+        due = [folder for folder, stamp in stamps.items() if not stands(folder, stamp, wishes)]
+    if due:
+        from bert_kd.teacher.finetune import finetune
 
-    facts = finetune(config.teacher, run, prepared)
-    stamp.write(run.teacher)
-    _say_if_not_wordpiece(config, run)
-    return facts
+        for folder, member in zip(stamps, config.teacher.members, strict=True):
+            if folder in due:
+                finetune(member, run, prepared, folder)
+                stamps[folder].write(folder)
+        _say_if_not_wordpiece(config, run)
+    return dict(read_json(run.teacher_facts))
 
 
 def _say_if_not_wordpiece(config: Config, run: RunFolder) -> None:
@@ -131,16 +163,23 @@ def write_untrained_bert(
 def cache_logits(
     config: Config, wishes: Wishes = NO_WISHES, part: tuple[int, int] = (1, 1)
 ) -> Filled:
-    """Answer every row that the cache lacks; `part` (i, n) takes the i-th of n shares, for n
-    writers.
+    """Answer every row that the teacher's cache lacks, of an ensemble each teacher's; `part` (i, n)
+    takes the i-th of n shares, for n writers.
     """
-    from bert_kd.teacher.fill import fill_cache
+    from bert_kd.teacher.fill import fill_cache, together
 
     run, prepared = with_data(config)
-    require(run.teacher, teacher_stamp(config, prepared), wishes)
-    filled = fill_cache(run, prepared, config.logits, part)
-    cache_stamp(config, run, filled.folder.name).write(run.logits)
-    return filled
+    stamps = teacher_stamps(config, run, prepared)
+    for folder, stamp in stamps.items():
+        require(folder, stamp, wishes)
+    # Of an ensemble, the first one's word vectors are what embeddings start from.
+    words = any(student.embedding.start == "words" for student in config.students)
+    filled = [
+        fill_cache(run, prepared, config.logits, part, folder, words=words and number == 0)
+        for number, folder in enumerate(stamps)
+    ]
+    cache_stamp(config, run, [one.folder.name for one in filled]).write(run.logits)
+    return together(filled)
 
 
 # --- 04 ----------------------------------------------------------------------------------------
@@ -205,7 +244,11 @@ def evaluate(config: Config, wishes: Wishes = NO_WISHES) -> Report:
     inputs: dict[str, str] = {
         name: prepared.fingerprints.get(name, "none") for name in config.evaluate.splits
     }
-    inputs["teachers"] = fingerprint([identify_cache(source, run) for source in sources])
+    inputs["teachers"] = fingerprint(
+        [identify_cache(source, run) for source in sources],
+        config.logits.combine,
+        config.logits.calibrate,
+    )
     inputs |= {member.name: fingerprint_student(run, member) for member in members(config)}
     stamp = Stamp(
         "evaluate",

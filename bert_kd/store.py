@@ -28,7 +28,7 @@ from typing import Any
 
 from bert_kd.errors import UserError
 
-SPLITS = ("train", "validation", "test", "transfer")
+SPLITS = ("train", "validation", "test", "transfer", "views")
 STAMP = "stage.json"
 LEFTOVER_SECONDS = 3600.0
 """A temporary file this old is no longer being written."""
@@ -62,7 +62,7 @@ class RunFolder:
 
     @property
     def teacher_checkpoints(self) -> Path:
-        return self.root / "teacher-checkpoints"
+        return self.checkpoints_of(self.teacher)
 
     @property
     def logits(self) -> Path:
@@ -83,6 +83,20 @@ class RunFolder:
     def split(self, name: str) -> Path:
         """The Parquet file of split `name` (one of `SPLITS`)."""
         return self.data / f"{name}.parquet"
+
+    def teachers(self, count: int) -> tuple[Path, ...]:
+        """The folders of an ensemble of `count` teachers: `teacher`, `teacher-2`, …"""
+        others = (self.root / f"teacher-{number}" for number in range(2, count + 1))
+        return (self.teacher, *others)
+
+    def checkpoints_of(self, teacher: Path) -> Path:
+        """The folder of a teacher's checkpoints while it trains."""
+        return teacher.with_name(f"{teacher.name}-checkpoints")
+
+    @property
+    def view_parts(self) -> Path:
+        """Views that a run has made so far."""
+        return self.data / ".views"
 
     def cache(self, fingerprint: str) -> Path:
         """The folder of the logit cache of the teacher with this fingerprint."""

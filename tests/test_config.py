@@ -36,6 +36,7 @@ def test_precedence_is_default_file_command_line(tmp_path: Path):
         ("teacher.bf16=true", lambda c: c.teacher.bf16 is True),
         ("teacher.unfreeze.last_layers=2", lambda c: c.teacher.unfreeze.last_layers == 2),
         ("teacher.unfreeze.last_layers=all", lambda c: c.teacher.unfreeze.last_layers == "all"),
+        ("teacher.layer_decay=0.9", lambda c: c.teacher.layer_decay == 0.9),
         ("teacher.class_weights=[1, 2.5]", lambda c: c.teacher.class_weights == (1.0, 2.5)),
         ("data.source=123", lambda c: c.data.source == "123"),
         ("data.text_b=none", lambda c: c.data.text_b is None),
@@ -50,6 +51,21 @@ def test_overrides_are_read_by_the_fields_type(override: str, read):
     assert read(load_config(None, [override]))
 
 
+def test_members_of_an_ensemble_differ_by_their_seed_alone():
+    teacher = load_config(None, ["teacher.ensemble=3", "teacher.seed=5"]).teacher
+    assert [member.seed for member in teacher.members] == [5, 6, 7]
+    alone = load_config(None, ["teacher.seed=5"]).teacher
+    assert teacher.members[0] == alone and teacher.telling == alone.telling
+    assert teacher.members[1].telling | {"seed": 5} == alone.telling
+
+
+def test_what_changes_nothing_does_not_tell_teachers_apart():
+    plain = load_config().teacher.telling
+    assert not {"layer_decay", "r_drop", "pooling"} & set(plain)
+    for override in ("teacher.layer_decay=0.9", "teacher.r_drop=1", "teacher.pooling=mean"):
+        assert load_config(None, [override]).teacher.telling != plain
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -57,9 +73,17 @@ def test_overrides_are_read_by_the_fields_type(override: str, read):
         ("teecher.epochs=3", "unknown key 'teecher' (did you mean 'teacher'?)"),
         ("teacher.epochs=x", "valid number"),
         ("teacher.epochs=-1", "greater than 0"),
+        ("teacher.layer_decay=0", "greater than 0"),
+        ("teacher.layer_decay=1.1", "less than or equal to 1"),
+        ("teacher.r_drop=-1", "greater than or equal to 0"),
+        ("teacher={fine_tune=false, ensemble=2}", "it needs fine_tune = true"),
+        ("teacher={fine_tune=false, pooling='mean'}", "the pooling is the model's own"),
+        ("teacher={seed=4294967295, ensemble=2}", "go beyond"),
         ("teacher", "expected section.key=value"),
         ("students.bas.seeds=[1]", "no student is named 'bas' (did you mean 'base'?)"),
-        ("students.base.loss.soft=mae", "'mse', 'kl' or 'soft_ce'"),
+        ("students.base.loss.soft=mae", "'dkd' or 'dist' (did you mean 'mse'?)"),
+        ("students.base.loss.alpha=1", "students.base.loss has: dist_inter_weight, "),
+        ("students.base.loss.temperature=4", "'temperature' has no effect with soft = \"mse\""),
         ("data.source.deep=1", "'data.source' has no keys below it"),
         ("students.base.embedding.start=file", "'file' belongs to start"),
         ("students.base.name=a b", "match pattern"),
@@ -86,6 +110,11 @@ def test_bad_overrides_are_refused(override: str, message: str):
         ('[[students]]\nname = "a"\n[[students]]\nname = "a"', "'a' stands twice"),
         ("[[students]]\n", "students.0.name is missing"),
         ("a = ", "a.toml"),
+        (
+            '[[students]]\nname = "a"\n[students.loss]\nsoft = "distt"',
+            "students.0.loss.soft = 'distt': input should be 'mse', 'kl', 'soft_ce', 'dkd' or "
+            "'dist' (did you mean 'dist'?)",
+        ),
         ("[students.loss]", "write [[students]] with two brackets"),
     ],
 )

@@ -48,9 +48,8 @@ def test_the_readme_names_commands():
 
 
 def test_the_configuration_in_it_is_valid():
-    for block in blocks("toml"):
-        config = Config.model_validate(tomllib.loads(block))
-        assert [student.name for student in config.students] == ["base", "small"]
+    configs = [Config.model_validate(tomllib.loads(block)) for block in blocks("toml")]
+    assert [student.name for student in configs[0].students] == ["base", "small"]
 
 
 def test_the_python_in_it_runs(tiny_run: Config, monkeypatch: pytest.MonkeyPatch):

@@ -7,8 +7,9 @@ ever held whole.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,19 @@ class Draft:
                     views=np.zeros(chosen.num_rows, dtype=np.int16),
                 )
 
+    @property
+    def pair(self) -> bool:
+        return "text_b" in pq.read_schema(self.path).names
+
+    def texts(self, mask: Mask) -> Iterator[str]:
+        """Yield the texts of the rows that `mask` picks, in order, those of a pair one by one."""
+        nothing = np.zeros(int(self.codes.max(initial=0)) + 2, dtype=np.int32)
+        for rows in self.rows(mask, nothing):
+            if rows.texts_b is None:
+                yield from rows.texts
+            else:
+                yield from chain.from_iterable(zip(rows.texts, rows.texts_b, strict=True))
+
     def examples(self, rows: Sequence[int] | Ints) -> list[Example]:
         """Return these rows with their places; only the row groups that hold them are read."""
         found: dict[int, Example] = {}
@@ -93,9 +107,15 @@ class Draft:
 
 
 def read_draft(
-    tables: Sequence[Table], columns: Columns, codes: LabelCodes, split: str, path: Path
+    tables: Sequence[Table],
+    columns: Columns,
+    codes: LabelCodes,
+    split: str,
+    path: Path,
+    rewrite: Callable[[str], str] | None = None,
 ) -> Draft:
-    """Read the tables of a split one after the other; write their texts to `path`.
+    """Read the tables of a split one after the other; write their texts to `path`, as
+    `rewrite` gives each.
 
     Raises DataError.
     """
@@ -115,7 +135,8 @@ def read_draft(
     ):
         for table in tables:
             starts.append((done, table))
-            for raw in table.read(columns):
+            for given in table.read(columns):
+                raw = given if rewrite is None else given.rewritten(rewrite)
                 arrays = [pa.array(raw.texts, pa.string())]
                 if raw.texts_b is not None:
                     arrays.append(pa.array(raw.texts_b, pa.string()))

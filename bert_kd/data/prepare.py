@@ -23,12 +23,14 @@ import numpy as np
 
 from bert_kd.config import DataConfig
 from bert_kd.data import findings as find
+from bert_kd.data.diversity import diversity
 from bert_kd.data.draft import Draft, read_draft
 from bert_kd.data.findings import Finding, Lengths
 from bert_kd.data.labels import LabelCodes, Labels
 from bert_kd.data.rows import write_rows
 from bert_kd.data.sources import Source, find_source
 from bert_kd.data.splits import TEST, TRAIN, VALIDATION, Mask, contained, cut, group
+from bert_kd.data.style import Rewriting, Style, learn_style
 from bert_kd.data.tables import Columns
 from bert_kd.errors import DataError, StageError
 from bert_kd.progress import progress, say
@@ -69,12 +71,13 @@ def prepare(config: DataConfig, run: RunFolder) -> Prepared:
     source = find_source(config)
     with _aside(run) as folder:
         codes = LabelCodes(config.label)
-        drafts = _read(source, config, codes, folder)
+        drafts, notes = _read(source, config, codes, folder)
         labels = codes.resolve(source.names)
-        notes = _check_splits(source, drafts, codes, labels)
+        notes += _check_splits(source, drafts, codes, labels)
         pieces, found = _route(config, drafts, labels)
         _check_classes(pieces["train"], labels, source)
         notes += _cut_notes(config, drafts) + _thin_classes(pieces, labels)
+        notes += _budget_notes(config, pieces)
         report = {
             "source": source.name,
             "tables": {
@@ -133,17 +136,24 @@ def _aside(run: RunFolder) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _read(source: Source, config: DataConfig, codes: LabelCodes, folder: Path) -> dict[str, Draft]:
-    """Return a draft of every split of the source."""
-    drafts = {}
+def _read(
+    source: Source, config: DataConfig, codes: LabelCodes, folder: Path
+) -> tuple[dict[str, Draft], list[str]]:
+    """Return a draft of every split of the source, and how transfer texts were rewritten."""
+    drafts, notes = {}, []
     for split, tables in source.splits.items():
         columns = Columns(config.text, config.text_b, config.label, label_optional=split == "test")
         drafts[split] = read_draft(tables, columns, codes, split, folder / f"{split}.parquet")
     if source.transfer:
         columns = Columns(config.text, config.text_b)
+        train = drafts["train"]
+        as_labelled = config.transfer_style == "labelled"
+        style = learn_style(train.texts(~train.empty)) if as_labelled else Style()
+        rewriting = Rewriting(style)
         drafts["transfer"] = read_draft(
-            source.transfer, columns, codes, "transfer", folder / "transfer.parquet"
+            source.transfer, columns, codes, "transfer", folder / "transfer.parquet", rewriting
         )
+        notes += rewriting.notes()
     for split, draft in drafts.items():
         name = draft.tables[0][1].name
         if not len(draft):
@@ -153,7 +163,7 @@ def _read(source: Source, config: DataConfig, codes: LabelCodes, folder: Path) -
                 f"{name}: there are no rows with text: is '{config.text}' the right column "
                 "(data.text)?"
             )
-    return drafts
+    return drafts, notes
 
 
 def _check_splits(
@@ -209,6 +219,8 @@ def _route(
 
     if "transfer" in drafts:
         pieces["transfer"] = _transfer(drafts["transfer"], pieces, found)
+        if config.transfer_rows is not None:
+            pieces["transfer"] = _within_budget(config, pieces, config.transfer_rows)
     return pieces, found
 
 
@@ -268,6 +280,25 @@ def _transfer(draft: Draft, pieces: Mapping[str, Piece], found: list[Finding]) -
     return Piece(draft, mask)
 
 
+def _within_budget(config: DataConfig, pieces: Mapping[str, Piece], most: int) -> Piece:
+    """Return the transfer texts that are kept where there may be at most `most`."""
+    train, transfer = pieces["train"], pieces["transfer"]
+    rows = np.flatnonzero(transfer.mask)
+    if len(rows) <= most:
+        return transfer
+    order = transfer.draft.keys["low"][rows].astype(np.uint64)
+    if config.transfer_choice == "diverse":
+        scores = diversity(train.draft.texts(train.mask), transfer.draft.texts(transfer.mask))
+        if transfer.draft.pair:
+            scores = scores.reshape(-1, 2).mean(axis=1)
+        chosen = rows[np.lexsort((order, -scores))[:most]]
+    else:
+        chosen = rows[np.argsort(order, kind="stable")[:most]]
+    mask = np.zeros(len(transfer.mask), dtype=bool)
+    mask[chosen] = True
+    return Piece(transfer.draft, mask)
+
+
 def _label_counts(piece: Piece, labels: Labels) -> dict[str, int]:
     """Return the rows of each class, in label order."""
     numbers = labels.lookup[piece.draft.codes[piece.mask]]
@@ -292,6 +323,19 @@ def _cut_notes(config: DataConfig, drafts: Mapping[str, Draft]) -> list[str]:
         f"{split}: cut from train, {fraction:.0%} of each class by hashed key"
         for split, fraction in fractions.items()
         if split not in drafts
+    ]
+
+
+def _budget_notes(config: DataConfig, pieces: Mapping[str, Piece]) -> list[str]:
+    """Return how many transfer texts were chosen, in words, where there was a choice."""
+    if config.transfer_rows is None or "transfer" not in pieces:
+        return []
+    piece = pieces["transfer"]
+    if piece.rows < config.transfer_rows:
+        return []
+    return [
+        f"transfer: {piece.rows:,} of {len(piece.draft):,} rows kept ({config.transfer_choice}), "
+        "as data.transfer_rows has it"
     ]
 
 

@@ -40,6 +40,16 @@ class Rows:
     def __len__(self) -> int:
         return len(self.texts)
 
+    def take(self, rows: npt.NDArray[np.int64]) -> Rows:
+        """Return these rows, in this order."""
+        return Rows(
+            self.keys[rows],
+            [self.texts[row] for row in rows],
+            None if self.texts_b is None else [self.texts_b[row] for row in rows],
+            self.labels[rows],
+            self.views[rows],
+        )
+
 
 def read_rows(path: Path) -> Rows:
     """Return all rows of a split.

@@ -56,6 +56,11 @@ class RawRows:
     def __len__(self) -> int:
         return len(self.texts)
 
+    def rewritten(self, rewrite: Callable[[str], str]) -> RawRows:
+        """Return these rows with every text as `rewrite` gives it."""
+        other = None if self.texts_b is None else [rewrite(text) for text in self.texts_b]
+        return RawRows([rewrite(text) for text in self.texts], other, self.labels, self.lines)
+
 
 @dataclass(frozen=True)
 class Table:

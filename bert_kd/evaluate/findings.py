@@ -37,6 +37,14 @@ class DataFacts:
 
 
 @dataclass(frozen=True)
+class EnsembleMember:
+    """One teacher of several, by the name of its folder, and its accuracy alone, by split."""
+
+    name: str
+    accuracy: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Model:
     """One measured model. `group` is the configured student's name: its seeds and its twins share
     it.
@@ -57,6 +65,8 @@ class Model:
     speed: Speed | None = None
     description: str = ""
     history: tuple[dict[str, Any], ...] = ()
+    ensemble: tuple[EnsembleMember, ...] = ()
+    """The members where the model is the mean of several; all other facts are of them together."""
 
 
 @dataclass(frozen=True)

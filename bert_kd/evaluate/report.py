@@ -116,12 +116,15 @@ def results_table(report: Report) -> Table:
     ]
     groups = grouped(report)
     tested = report.models[0].metrics[report.split].rows
+    captions = []
+    if any(group.role == "twin" for group in groups):
+        captions.append("A twin is the same student trained on the gold labels alone.")
+    if members := len(report.models[0].ensemble):
+        captions.append(f"The teacher is the mean of {members}; size and speed are of them all.")
     table = Table(
         title=f"{tested:,} {report.split} texts",
         title_justify="left",
-        caption="A twin is the same student trained on the gold labels alone."
-        if any(group.role == "twin" for group in groups)
-        else None,
+        caption="\n".join(captions) or None,
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),

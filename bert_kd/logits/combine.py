@@ -34,7 +34,7 @@ def column_order(found: Sequence[str], wanted: Sequence[str], whose: str) -> lis
     return [list(found).index(name) for name in wanted]
 
 
-def softmax(logits: Logits) -> npt.NDArray[np.float64]:
+def softmax(logits: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
     """Return the probabilities of `logits`, shape [rows, classes]."""
     shifted = logits.astype(np.float64)
     shifted -= shifted.max(axis=1, keepdims=True)
@@ -62,23 +62,25 @@ def read_teachers(
     combine: Literal["logits", "probabilities"],
     *,
     features: bool = True,
+    temperatures: Sequence[float] = (),
 ) -> Answers:
     """Return the teachers' answers to `keys`, columns in the order of `labels`.
 
     One teacher's are given as they are, of several the weighted mean: of logits or of
     probabilities (then given as centred log-probabilities). Features are read, if `features`,
     where there is a single teacher; spaces of different teachers have nothing in common to
-    average. Raises CacheError where a cache is missing or incomplete, or names other classes.
+    average. `temperatures`, one a teacher (none: all 1), divide its logits first. Raises CacheError
+    where a cache is missing or incomplete, or names other classes.
     """
     if not sources:
         raise ValueError("no teacher to read")
     total = sum(source.weight for source in sources)
     mean: npt.NDArray[np.float64] | None = None
-    for source in sources:
+    for source, temperature in zip(sources, temperatures or [1.0] * len(sources), strict=True):
         cache = LogitCache.open(source.folder)
         order = column_order(cache.manifest.labels, labels, f"the logit cache {source.folder}")
         answers = cache.lookup(keys, features=features and len(sources) == 1)
-        logits = answers.logits[:, order]  # [rows, classes]
+        logits = answers.logits[:, order] / np.float32(temperature)  # [rows, classes]
         if len(sources) == 1:
             return Answers(np.ascontiguousarray(logits), answers.features)
         part = softmax(logits) if combine == "probabilities" else logits.astype(np.float64)

@@ -63,10 +63,11 @@ def build_model(
     model's metadata holds too.
     """
     graph = _Graph()
-    pooled = _encode(graph, weights, pooling, "ids", "lengths")  # [batch, 2 · hidden]
+    sides = [("ids", "lengths"), ("ids_b", "lengths_b")][: 1 + pair]
+    pooled = _encode(graph, weights, pooling, *sides[0], *sides[1:])  # [batch, 2 · hidden]
     inputs = [("ids", ["batch", "length"]), ("lengths", ["batch"])]
     if pair:
-        other = _encode(graph, weights, pooling, "ids_b", "lengths_b")  # [batch, 2 · hidden]
+        other = _encode(graph, weights, pooling, *sides[1], sides[0])  # [batch, 2 · hidden]
         inputs += [("ids_b", ["batch", "length_b"]), ("lengths_b", ["batch"])]
         product = graph.add("Mul", pooled, other)
         distance = graph.add("Abs", graph.add("Sub", pooled, other))
@@ -103,15 +104,23 @@ def _linear(
 
 
 def _encode(
-    graph: _Graph, weights: Mapping[str, Floats], pooling: str, ids: str, lengths: str
+    graph: _Graph,
+    weights: Mapping[str, Floats],
+    pooling: str,
+    ids: str,
+    lengths: str,
+    other: tuple[str, str] | None = None,
 ) -> str:
     """Append one side's embedding, LSTM and pooling; returns pooled states [batch, 2 · hidden].
 
-    Time stands first inside, as ONNX's LSTM has it. Both sides of a pair share their initialisers.
+    Time stands first inside, as ONNX's LSTM has it. Both sides of a pair share their initialisers;
+    `other` names the other side's ids and lengths.
     """
     steps_first = graph.add("Transpose", ids, perm=[1, 0])  # [length, batch]
     table = graph.constant("embedding.weight", weights["embedding.weight"])
     states = graph.add("Gather", table, steps_first)  # [length, batch, embedding]
+    if "match" in weights and other is not None:
+        states = graph.add("Add", states, _match(graph, weights, steps_first, *other))
     real_steps = graph.add("Cast", lengths, to=TensorProto.INT32)  # [batch]
 
     final = ""
@@ -123,6 +132,21 @@ def _encode(
         batch_first = graph.add("Transpose", final, perm=[1, 0, 2])  # [batch, 2, hidden]
         return graph.add("Reshape", batch_first, graph.integers(0, -1))  # [batch, 2 · hidden]
     return _pool(graph, weights, pooling, states, _mask(graph, steps_first, lengths), lengths)
+
+
+def _match(
+    graph: _Graph, weights: Mapping[str, Floats], steps_first: str, others: str, lengths: str
+) -> str:
+    """Append what is added for tokens that stand in the other text, [length, batch, embedding]."""
+    mine = graph.add("Unsqueeze", steps_first, graph.integers(1))  # [length, 1, batch]
+    theirs = graph.add("Transpose", others, perm=[1, 0])  # [other length, batch]
+    equal = graph.add("Equal", mine, graph.add("Unsqueeze", theirs, graph.integers(0)))
+    real = graph.add("Squeeze", _mask(graph, theirs, lengths), graph.integers(2))
+    found = graph.add("And", equal, graph.add("Unsqueeze", real, graph.integers(0)))
+    as_number = graph.add("Cast", found, to=TensorProto.FLOAT)  # [length, other length, batch]
+    shared = graph.add("ReduceMax", as_number, axes=[1], keepdims=0)  # [length, batch]
+    vector = graph.constant("match", weights["match"])  # [embedding]
+    return graph.add("Mul", graph.add("Unsqueeze", shared, graph.integers(2)), vector)
 
 
 def _lstm(

@@ -1,5 +1,5 @@
-"""Start values of the student's embedding: random, word vectors from a file, or the teacher's token
-vectors by PCA.
+"""Start values of the student's embedding: random, word vectors from a file, or from the teacher by
+PCA: its token vectors, or what it makes of each word on its own.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 
 from bert_kd.config import EmbeddingConfig
 from bert_kd.errors import StudentError
+from bert_kd.logits.word_vectors import read_word_vectors
 from bert_kd.student.vocabulary import PREFIX, SPECIAL
 
 Vectors = npt.NDArray[np.float32]
@@ -39,12 +40,17 @@ class Start:
 
 
 def start_vectors(
-    config: EmbeddingConfig, tokenizer: Tokenizer, teacher: Path | None, seed: int
+    config: EmbeddingConfig,
+    tokenizer: Tokenizer,
+    teacher: Path | None,
+    cache: Path | None,
+    seed: int,
 ) -> Start | None:
     """Return start values for the tokenizer's entries, or None for a random start.
 
-    `teacher` is the teacher's model folder; only its embedding matrix is read, the model is never
-    loaded. Raises StudentError where the source is missing or does not fit.
+    `teacher` is the teacher's model folder, of which only the tokenizer and the embedding matrix
+    are read (the model is never loaded); `cache` holds its word vectors. Raises StudentError where
+    the source is missing or does not fit, CacheError where the word vectors are missing.
     """
     if config.start == "random":
         return None
@@ -56,7 +62,9 @@ def start_vectors(
         assert config.file is not None  # the configuration was checked for it
         found = _read_word_vectors(config.file, vocabulary, config.size)
     else:
-        found = _reduced(_teacher_vectors(vocabulary, teacher), config.size, generator)
+        found = _reduced(
+            _teacher_vectors(config.start, vocabulary, teacher, cache), config.size, generator
+        )
     if found:
         rows = np.fromiter(found.keys(), dtype=np.int64)
         values = np.stack(list(found.values()))
@@ -67,12 +75,17 @@ def start_vectors(
     return Start(vectors, len(found))
 
 
-def _teacher_vectors(vocabulary: dict[str, int], teacher: Path | None) -> dict[int, Vectors]:
-    """Return for each entry the mean of the teacher's token vectors of its pieces."""
+def _teacher_vectors(
+    start: str, vocabulary: dict[str, int], teacher: Path | None, cache: Path | None
+) -> dict[int, Vectors]:
+    """Return for each entry the mean of the teacher's vectors of its pieces."""
     remedy = 'set embedding.start = "random"'
     if teacher is None or not (teacher / "tokenizer.json").exists():
-        raise StudentError(f"there is no teacher folder to take token vectors from: {remedy}")
-    matrix = _embedding_matrix(teacher, remedy)  # [teacher's vocabulary, hidden]
+        raise StudentError(f"there is no teacher folder to take vectors from: {remedy}")
+    if start == "words" and cache is not None:
+        matrix = read_word_vectors(cache).astype(np.float32)  # [teacher's vocabulary, size]
+    else:
+        matrix = _embedding_matrix(teacher, remedy)  # [teacher's vocabulary, hidden]
     own = Tokenizer.from_file(str(teacher / "tokenizer.json"))
     own.no_truncation()
     own.no_padding()

@@ -28,6 +28,11 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def take(self, rows: Ints) -> Encoded:
+        """Return these rows, in this order."""
+        other = None if self.tokens_b is None else self.tokens_b.take(rows)
+        return Encoded(self.keys[rows], self.tokens.take(rows), other, self.labels[rows])
+
     @property
     def cut(self) -> int:
         """How many texts were longer than the tokenizer's maximum length."""

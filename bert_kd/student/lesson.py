@@ -8,7 +8,7 @@ twins (`prepare_lesson`), and one student from there to its folder (`teach`). Th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,20 @@ from bert_kd.config import LogitsConfig, LossConfig, StudentConfig, TeacherSourc
 from bert_kd.data.prepare import Prepared
 from bert_kd.errors import StudentError
 from bert_kd.logits.cache import Answers, LogitCache
+from bert_kd.logits.calibration import Calibration, calibrate
 from bert_kd.logits.combine import read_teachers
 from bert_kd.logits.gate import gate
 from bert_kd.progress import say
 from bert_kd.store import RunFolder
+from bert_kd.student.choice import choose_rows
 from bert_kd.student.embeddings import start_vectors
 from bert_kd.student.examples import Encoded, encode_splits, texts_of
 from bert_kd.student.model import BiLSTM, Shape, Student, count_parameters, save_student
 from bert_kd.student.train import Examples, train
 from bert_kd.student.vocabulary import build_tokenizer
+
+LEARNED = ("train", "transfer", "views")
+"""The splits that students learn from."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +43,12 @@ class Lesson:
     labels: tuple[str, ...]
     pair: bool
     tokenizer: Tokenizer
-    rows: Encoded  # train, then transfer
+    rows: Encoded  # train, then transfer and views
     answers: Answers  # to these rows
+    calibrations: tuple[Calibration, ...]  # of the teachers behind them; none: as they answered
     validation: Encoded
     teacher: Path | None  # the teacher's folder, for start vectors; the model is never loaded
+    cache: Path  # the first teacher's answers, with its word vectors beside them
 
 
 def prepare_lesson(
@@ -51,26 +58,43 @@ def prepare_lesson(
     prepared: Prepared,
     sources: Sequence[TeacherSource],
 ) -> Lesson:
-    """Build the tokenizer, encode train, transfer and validation, and read the teachers' answers.
+    """Build the tokenizer, encode what is learned and validation, and read the teachers' answers.
 
     Raises CacheError where answers are missing or the gate is not passed, StudentError where the
     configuration does not fit the teacher.
     """
     teacher = run.teacher if (run.teacher / "tokenizer.json").exists() else None
     _check(config, sources, teacher)
-    learned = [run.split(name) for name in ("train", "transfer") if name in prepared.rows]
+    _check_classes(config, len(prepared.labels))
+    learned = [run.split(name) for name in LEARNED if name in prepared.rows]
     vocabulary_from = teacher / "tokenizer.json" if teacher else None
-    tokenizer = build_tokenizer(config.vocabulary, texts_of(learned), vocabulary_from)
+    tokenizer = build_tokenizer(
+        config.vocabulary, texts_of(learned), vocabulary_from, _mask_token(prepared)
+    )
     rows = encode_splits(tokenizer, learned)
     validation = encode_splits(tokenizer, [run.split("validation")])
+    calibrations: tuple[Calibration, ...] = ()
+    if logits.calibrate:
+        calibrations = calibrate(sources, prepared.labels, validation.keys, validation.labels)
+        for calibration in calibrations:
+            say(f"{config.name}: {calibration.describe()}")
     answers = read_teachers(
         sources,
         prepared.labels,
         rows.keys,
         logits.combine,
         features=config.loss.feature_weight > 0,
+        temperatures=[calibration.temperature for calibration in calibrations],
     )
     passed = gate(answers, prepared.labels, rows.labels, logits.minimum_gain)
+    chosen = choose_rows(config.rows, rows.keys, rows.labels, answers.logits)
+    if chosen is not None:
+        say(
+            f"{config.name}: {config.rows.maximum:,} of {int((rows.labels < 0).sum()):,} rows "
+            f"without a gold label are learned from ({config.rows.choose})"
+        )
+        features = None if answers.features is None else answers.features[chosen]
+        rows, answers = rows.take(chosen), Answers(answers.logits[chosen], features)
     say(
         f"{config.name}: the teacher is right on {passed.accuracy:.1%} of {passed.labelled:,} gold "
         f"labels (the majority class: {passed.majority:.1%})"
@@ -81,8 +105,23 @@ def prepare_lesson(
         f"tokens, {validation.unknown_share:.2%} of validation's tokens unknown"
     )
     return Lesson(
-        config, prepared.labels, prepared.pair, tokenizer, rows, answers, validation, teacher
+        config,
+        prepared.labels,
+        prepared.pair,
+        tokenizer,
+        rows,
+        answers,
+        calibrations,
+        validation,
+        teacher,
+        sources[0].folder,
     )
+
+
+def _mask_token(prepared: Prepared) -> str | None:
+    """Return how views write a masked word, where there are such views."""
+    token = prepared.report.get("views", {}).get("mask_token")
+    return None if token is None else str(token)
 
 
 def _check(config: StudentConfig, sources: Sequence[TeacherSource], teacher: Path | None) -> None:
@@ -90,7 +129,7 @@ def _check(config: StudentConfig, sources: Sequence[TeacherSource], teacher: Pat
     lacking = []
     if teacher is None and config.vocabulary.kind == "wordpiece":
         lacking.append('vocabulary.kind = "words" or "bpe"')
-    if teacher is None and config.embedding.start == "teacher":
+    if teacher is None and config.embedding.start in ("teacher", "words"):
         lacking.append('embedding.start = "random" or "file"')
     if lacking:
         raise StudentError(
@@ -108,6 +147,28 @@ def _check(config: StudentConfig, sources: Sequence[TeacherSource], teacher: Pat
         raise StudentError(
             f"{config.name}: feature_weight needs the teacher's features, and {sources[0].folder} "
             "has none: set logits.features = true and run cache-logits again"
+        )
+
+
+def _check_classes(config: StudentConfig, classes: int) -> None:
+    """Refuse what two classes leave empty of a soft term; say what they leave of `dkd`."""
+    loss = config.loss
+    if classes > 2 or not loss.soft_weight:
+        return
+    if loss.standardise:
+        raise StudentError(
+            f"{config.name}: with two classes a standardised row tells the better class and "
+            'nothing more: set loss.standardise = false, or soft = "mse"'
+        )
+    if loss.soft == "dist":
+        raise StudentError(
+            f"{config.name}: with two classes a row's correlation is 1 or -1 and teaches nothing: "
+            'set loss.soft = "kl" or "mse"'
+        )
+    if loss.soft == "dkd":
+        say(
+            f"{config.name}: with two classes dkd is kl times dkd_target_weight; there are no "
+            "other classes for dkd_other_weight"
         )
 
 
@@ -136,11 +197,12 @@ def teach(
         dense=sizes.dense,
         classes=len(lesson.labels),
         pair=lesson.pair,
+        match=lesson.pair and sizes.match,
         dropout=sizes.dropout,
     )
     torch.manual_seed(seed)
     model = BiLSTM(shape)
-    start = start_vectors(config.embedding, lesson.tokenizer, lesson.teacher, seed)
+    start = start_vectors(config.embedding, lesson.tokenizer, lesson.teacher, lesson.cache, seed)
     if start is not None:
         model.embedding.weight.data.copy_(torch.from_numpy(start.vectors))
     total, without_embedding = count_parameters(model)
@@ -155,7 +217,9 @@ def teach(
     metrics = train(
         config, model, examples, validation, folder, seed=seed, name=name, fingerprint=fingerprint
     )
-    facts = {"seed": seed, "twin": twin, "parameters": total}
+    facts: dict[str, Any] = {"seed": seed, "twin": twin, "parameters": total}
+    if lesson.calibrations and not twin:
+        facts["calibrations"] = [asdict(calibration) for calibration in lesson.calibrations]
     student = Student(model.cpu().eval(), lesson.tokenizer, lesson.labels, name, facts)
     save_student(folder, student)
     for left in (*folder.glob("checkpoint.*"), *folder.glob(".*.tmp")):

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from bert_kd.config import LossConfig
 
 NO_LABEL = -1
+SMALLEST_DEVIATION = 1e-6
+"""A spread below this is taken for rounding of float32, in logits and in probabilities."""
 
 
 class Losses(NamedTuple):
@@ -70,6 +72,102 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> 
     return -(targets * log_student).sum(dim=-1).mean() * temperature**2
 
 
+def standardise(logits: Tensor) -> Tensor:
+    """Return logits [batch, classes] with mean 0 and standard deviation 1 in each row.
+
+    Sun et al. 2024, algorithm 1, with the deviation of the population (1/K) that stands there. A
+    row of equal logits becomes zeros.
+    """
+    centred = logits - logits.mean(dim=-1, keepdim=True)
+    variance = centred.square().mean(dim=-1, keepdim=True)
+    return centred * variance.clamp(min=SMALLEST_DEVIATION**2).rsqrt()
+
+
+def dkd_loss(
+    student: Tensor,
+    teacher: Tensor,
+    labels: Tensor,
+    temperature: float,
+    target_weight: float,
+    other_weight: float,
+) -> Tensor:
+    """Return `target_weight` · TCKD + `other_weight` · NCKD of softened logits [batch, classes],
+    mean over the batch, times T².
+
+    Zhao et al. 2022, equation 7: TCKD is the KL divergence of "the target class or another one",
+    NCKD that of the other classes among themselves. The target is the label [batch]; where there
+    is none (−1), the teacher's best class. Two classes leave one other: NCKD is 0.
+    """
+    target = torch.where(labels == NO_LABEL, teacher.argmax(dim=-1), labels)[:, None]  # [batch, 1]
+    other = torch.arange(student.shape[-1] - 1, device=student.device)  # [classes − 1]
+    other = other + (other >= target)  # [batch, classes − 1]: the columns beside the target
+
+    def decoupled(logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits of target and not target [batch, 2], and of the other classes."""
+        others = logits.gather(-1, other)  # [batch, classes − 1]
+        together = others.logsumexp(dim=-1, keepdim=True)  # [batch, 1]
+        return torch.cat([logits.gather(-1, target), together], dim=-1), others
+
+    student_target, student_others = decoupled(student / temperature)
+    teacher_target, teacher_others = decoupled(teacher / temperature)
+    target_term = kl_loss(student_target, teacher_target, 1.0)
+    other_term = kl_loss(student_others, teacher_others, 1.0)
+    return (target_weight * target_term + other_weight * other_term) * temperature**2
+
+
+def correlation_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return 1 − the Pearson correlation of each row of two [rows, columns], mean over the rows.
+
+    Rows in which the teacher does not vary have no correlation and do not count; where only the
+    student does not, the correlation is 0.
+    """
+    student = student - student.mean(dim=-1, keepdim=True)
+    teacher = teacher - teacher.mean(dim=-1, keepdim=True)
+    distance = 1.0 - F.cosine_similarity(student, teacher, dim=-1, eps=SMALLEST_DEVIATION)  # [rows]
+    varies = teacher.norm(dim=-1) > SMALLEST_DEVIATION  # [rows]
+    summed = torch.where(varies, distance, 0.0).sum()
+    mean: Tensor = summed / varies.sum().clamp(min=1)
+    return mean
+
+
+def dist_loss(
+    student: Tensor,
+    teacher: Tensor,
+    temperature: float,
+    inter_weight: float,
+    intra_weight: float,
+) -> Tensor:
+    """Return `inter_weight` · INTER + `intra_weight` · INTRA of softened logits [batch, classes],
+    times T² as in the authors' code.
+
+    Huang et al. 2022, equations 6 to 9: INTER correlates the classes of each row, INTRA the rows
+    of the batch for each class.
+    """
+    student = F.softmax(student / temperature, dim=-1)
+    teacher = F.softmax(teacher / temperature, dim=-1)
+    inter = correlation_loss(student, teacher)
+    intra = correlation_loss(student.T, teacher.T)
+    return (inter_weight * inter + intra_weight * intra) * temperature**2
+
+
+def soft_loss(config: LossConfig, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+    """Return the soft term that `config` names, for logits [batch, classes] and labels [batch]."""
+    temperature = config.temperature
+    if config.standardise:
+        student, teacher = standardise(student), standardise(teacher)
+    if config.soft == "mse":
+        return mse_loss(student, teacher)
+    if config.soft == "kl":
+        return kl_loss(student, teacher, temperature)
+    if config.soft == "soft_ce":
+        return soft_cross_entropy(student, teacher, temperature)
+    if config.soft == "dkd":
+        weights = (config.dkd_target_weight, config.dkd_other_weight)
+        return dkd_loss(student, teacher, labels, temperature, *weights)
+    weights = (config.dist_inter_weight, config.dist_intra_weight)
+    return dist_loss(student, teacher, temperature, *weights)
+
+
 def feature_loss(student: Tensor, teacher: Tensor, kind: str) -> Tensor:
     """Return the distance of mapped student features and teacher features, both [batch, size].
 
@@ -112,12 +210,7 @@ class DistillationLoss(nn.Module):
         if config.hard_weight:
             hard = hard_loss(logits, labels, config.label_smoothing)
         if config.soft_weight and teacher_logits is not None:
-            if config.soft == "mse":
-                soft = mse_loss(logits, teacher_logits)
-            elif config.soft == "kl":
-                soft = kl_loss(logits, teacher_logits, config.temperature)
-            else:
-                soft = soft_cross_entropy(logits, teacher_logits, config.temperature)
+            soft = soft_loss(config, logits, teacher_logits, labels)
         if self.map is not None and teacher_features is not None:
             feature = feature_loss(self.map(pooled), teacher_features, config.feature)
         total = config.hard_weight * hard + config.soft_weight * soft

@@ -35,6 +35,8 @@ class Shape:
     dense: int
     classes: int
     pair: bool = False
+    match: bool = False
+    """Of pairs: whether a token also stands in the other text is part of what is read."""
     dropout: float = 0.0
 
     @property
@@ -78,6 +80,15 @@ def _take(values: Tensor, steps: Tensor) -> Tensor:
     return values.gather(1, steps[:, :, None].expand(-1, -1, values.shape[-1]))
 
 
+def _shared(ids: Tensor, others: Tensor, lengths_other: Tensor) -> Tensor:
+    """Return which of `ids` [batch, length] also stand in the other text of the row (exact match,
+    Chen et al. 2017, section 3.2).
+    """
+    steps = torch.arange(others.shape[1], device=ids.device)
+    real = steps < lengths_other[:, None]  # [batch, other length]
+    return ((ids[:, :, None] == others[:, None, :]) & real[:, None, :]).any(dim=-1)
+
+
 class BiLSTM(nn.Module):
     """Embedding → bidirectional LSTM → masked pooling → dense → output; padding never changes an
     answer.
@@ -91,6 +102,9 @@ class BiLSTM(nn.Module):
         # Sparse: a step's gradient has only the rows that its batch touches.
         self.embedding = nn.Embedding(shape.vocabulary, shape.embedding, sparse=True)
         nn.init.normal_(self.embedding.weight, std=SPREAD)
+        self.match = nn.Parameter(torch.empty(shape.embedding)) if shape.match else None
+        if self.match is not None:
+            nn.init.normal_(self.match, std=SPREAD)
         sizes = [shape.embedding] + [2 * shape.hidden] * (shape.layers - 1)
         self.layers = nn.ModuleList(Layer(size, shape.hidden) for size in sizes)
         self.attention = nn.Linear(2 * shape.hidden, 1) if shape.pooling == "attention" else None
@@ -110,24 +124,35 @@ class BiLSTM(nn.Module):
 
         A pair's second text is `ids_b`, `lengths_b`; both sides share all weights (siamese).
         """
-        pooled = self.encode(ids, lengths)  # [batch, 2 · hidden]
-        if self.shape.pair:
-            if ids_b is None or lengths_b is None:
-                raise StudentError("this student compares two texts; only one was given")
-            other = self.encode(ids_b, lengths_b)  # [batch, 2 · hidden]
+        if self.shape.pair and (ids_b is None or lengths_b is None):
+            raise StudentError("this student compares two texts; only one was given")
+        pooled = self.encode(ids, lengths, ids_b, lengths_b)  # [batch, 2 · hidden]
+        if ids_b is not None and lengths_b is not None:
+            other = self.encode(ids_b, lengths_b, ids, lengths)  # [batch, 2 · hidden]
             pooled = torch.cat([pooled, other, pooled * other, (pooled - other).abs()], dim=-1)
         hidden = self.dropout(pooled)  # [batch, pooled]
         if self.dense is not None:
             hidden = self.dropout(torch.relu(self.dense(hidden)))  # [batch, dense]
         return Output(self.output(hidden), pooled)
 
-    def encode(self, ids: Tensor, lengths: Tensor) -> Tensor:
-        """Return the pooled states [batch, 2 · hidden] of one side."""
+    def encode(
+        self,
+        ids: Tensor,
+        lengths: Tensor,
+        others: Tensor | None = None,
+        lengths_other: Tensor | None = None,
+    ) -> Tensor:
+        """Return the pooled states [batch, 2 · hidden] of one side; of a pair, `others` are the
+        other side's ids.
+        """
         lengths = lengths.to(ids.device)[:, None]  # [batch, 1]
         steps = torch.arange(ids.shape[1], device=ids.device)[None]  # [1, length]
         real = steps < lengths  # [batch, length]
         mirror = torch.where(real, lengths - 1 - steps, steps)  # [batch, length]
         states = self.embedding(ids)  # [batch, length, embedding]
+        if self.match is not None and others is not None and lengths_other is not None:
+            shared = _shared(ids, others, lengths_other.to(ids.device))  # [batch, length]
+            states = states + shared[:, :, None] * self.match
         for layer in self.layers:
             states = layer(self.dropout(states), mirror)  # [batch, length, 2 · hidden]
         if self.shape.pooling == "final":  # rightward's last real step, leftward's first

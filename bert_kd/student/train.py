@@ -118,9 +118,7 @@ def train(
     averaged = deepcopy(model).requires_grad_(False) if settings.ema else None
     best = deepcopy(model).requires_grad_(False)  # the weights of the best epoch so far
 
-    run = _Run(
-        folder, fingerprint, accelerator, model, objective, averaged, best, optimizers
-    )
+    run = _Run(folder, fingerprint, accelerator, model, objective, averaged, best, optimizers)
     state = run.resume()
     if state.step or state.epoch:
         say(f"{name}: goes on in epoch {state.epoch + 1} after batch {state.step}")
@@ -352,8 +350,8 @@ def _follow(averaged: BiLSTM, model: BiLSTM, decay: float, step: int) -> None:
     steps count more, so that the start is forgotten.
     """
     decay = min(decay, (1 + step) / (10 + step)) ** FOLLOW_STEPS
-    slow, fast = list(averaged.parameters()), list(model.parameters())
-    torch._foreach_lerp_(slow, fast, 1 - decay)
+    for slow, fast in zip(averaged.parameters(), model.parameters(), strict=True):
+        slow.lerp_(fast, 1 - decay)
 
 
 @dataclass(frozen=True)

@@ -40,10 +40,13 @@ def unify() -> list[normalizers.Normalizer]:
 
 
 def build_tokenizer(
-    config: VocabularyConfig, texts: Iterable[str], teacher: Path | None = None
+    config: VocabularyConfig,
+    texts: Iterable[str],
+    teacher: Path | None = None,
+    mask: str | None = None,
 ) -> Tokenizer:
     """Return a tokenizer for `texts`; `teacher` is the teacher's `tokenizer.json`, which
-    `wordpiece` prunes.
+    `wordpiece` prunes. `mask`, where texts hold masked words, stays one entry.
 
     Raises StudentError where the teacher has no WordPiece tokenizer.
     """
@@ -51,7 +54,9 @@ def build_tokenizer(
         tokenizer = _pruned_wordpiece(config, texts, _read_wordpiece(teacher))
     else:
         tokenizer = _trained(config, texts)
-    if tokenizer.get_vocab_size() <= len(SPECIAL):
+    if mask is not None:
+        tokenizer.add_special_tokens([mask])
+    if tokenizer.get_vocab_size() <= len(SPECIAL) + (mask is not None):
         raise StudentError(
             f"the vocabulary is empty: no entry occurs {config.minimum_count:,} times; lower "
             "vocabulary.minimum_count"

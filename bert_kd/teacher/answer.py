@@ -3,7 +3,7 @@
 Rows are batched by length under a budget of padded tokens, which is halved when memory runs out.
 Features, where asked for, are the model's pooled state: what its pooler gives or, in models without
 one (DistilBERT, RoBERTa, ELECTRA), the last hidden state of the first token, which is what their
-heads read.
+heads read; with mean pooling, the mean.
 """
 
 from __future__ import annotations

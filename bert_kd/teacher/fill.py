@@ -9,7 +9,7 @@ keys falls to.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,14 @@ from bert_kd.errors import CacheError, StageError
 from bert_kd.logits.cache import LogitCache, Manifest
 from bert_kd.logits.index import KeyIndex, index_keys
 from bert_kd.logits.manifest import read_manifest
+from bert_kd.logits.word_vectors import has_word_vectors, write_word_vectors
 from bert_kd.progress import clock, progress, say
 from bert_kd.store import RunFolder, read_json
 from bert_kd.teacher.answer import Answering, measure_bf16
 from bert_kd.teacher.model import CARD, Card, Teacher, fingerprint_teacher, open_teacher, read_card
+from bert_kd.teacher.words import word_vectors
 
-SPLITS = ("train", "transfer", "validation", "test")
+SPLITS = ("train", "transfer", "views", "validation", "test")
 SAMPLE = 256
 """Rows on which the effect of bf16 is measured."""
 
@@ -49,9 +51,25 @@ class Filled:
     shards: int
     """Shards written."""
     folder: Path
+    """Of the cache; of several teachers' caches the one that they lie in."""
     seconds: float
     cut: int
     """Computed rows whose text was longer than the teacher's maximum length."""
+
+
+def together(filled: Sequence[Filled]) -> Filled:
+    """Return the passes of an ensemble's teachers as one: a row counts once for each teacher."""
+    if len(filled) == 1:
+        return filled[0]
+    return Filled(
+        rows=sum(one.rows for one in filled),
+        computed=sum(one.computed for one in filled),
+        reused=sum(one.reused for one in filled),
+        shards=sum(one.shards for one in filled),
+        folder=filled[0].folder.parent,
+        seconds=round(sum(one.seconds for one in filled), 3),
+        cut=sum(one.cut for one in filled),
+    )
 
 
 @dataclass
@@ -65,17 +83,25 @@ class _Window:
 
 
 def fill_cache(
-    run: RunFolder, prepared: Prepared, config: LogitsConfig, part: Part = (1, 1)
+    run: RunFolder,
+    prepared: Prepared,
+    config: LogitsConfig,
+    part: Part = (1, 1),
+    home: Path | None = None,
+    *,
+    words: bool = False,
 ) -> Filled:
-    """Compute the answers that the cache of this run's teacher lacks, and only these.
+    """Compute the answers that the cache of the teacher in `home` (None: `run.teacher`) lacks, and
+    only these; with `words` also its word vectors.
 
     Raises StageError where teacher and data do not belong together, CacheError where the cache
     can't take the answers.
     """
     started = time.monotonic()
-    card = read_card(run.teacher)
-    _check(card, prepared, run)
-    fingerprint = fingerprint_teacher(run.teacher, config.precision)
+    home = home or run.teacher
+    card = read_card(home)
+    _check(card, prepared, home)
+    fingerprint = fingerprint_teacher(home, config.precision)
     folder = run.cache(fingerprint)
     splits = [name for name in SPLITS if name in prepared.rows]
     wanted = _distinct_keys(run, splits, part)
@@ -88,11 +114,12 @@ def fill_cache(
         is_open = cache.missing(wanted.keys())
     missing = int(is_open.sum())
 
+    teacher: Teacher | None = None
     shards, cut = 0, 0
     if missing:
-        teacher = open_teacher(run.teacher)
+        teacher = open_teacher(home)
         if cache is None:
-            manifest = _new_manifest(run, teacher, fingerprint, config, splits)
+            manifest = _new_manifest(run, home, teacher, fingerprint, config, splits)
             cache = LogitCache.create(folder, manifest)
         features = cache.manifest.feature_size is not None
         answering = Answering(teacher, config.precision, config.tokens_per_batch, features)
@@ -103,6 +130,10 @@ def fill_cache(
                 cache.append(np.concatenate(window.keys), answers.logits, answers.features)
                 shards += 1
         cut = answering.cut
+
+    if words and not has_word_vectors(folder):
+        vectors = word_vectors(teacher or open_teacher(home), config.precision)
+        write_word_vectors(folder, vectors)
 
     filled = Filled(
         rows=len(wanted),
@@ -124,12 +155,12 @@ def fill_cache(
     return filled
 
 
-def _check(card: Card, prepared: Prepared, run: RunFolder) -> None:
+def _check(card: Card, prepared: Prepared, home: Path) -> None:
     if card.labels != prepared.labels or card.pair != prepared.pair:
         mine = ", ".join(prepared.labels) + (" (pairs)" if prepared.pair else "")
         theirs = ", ".join(card.labels) + (" (pairs)" if card.pair else "")
         raise StageError(
-            f"the teacher in {run.teacher} answers {theirs}, but the data now has {mine}: "
+            f"the teacher in {home} answers {theirs}, but the data now has {mine}: "
             "run train-teacher again"
         )
 
@@ -145,10 +176,15 @@ def _agreed(manifest: Manifest, config: LogitsConfig, folder: Path) -> Manifest:
 
 
 def _new_manifest(
-    run: RunFolder, teacher: Teacher, fingerprint: str, config: LogitsConfig, splits: list[str]
+    run: RunFolder,
+    home: Path,
+    teacher: Teacher,
+    fingerprint: str,
+    config: LogitsConfig,
+    splits: list[str],
 ) -> Manifest:
     facts: dict[str, Any] = {
-        "model": read_json(run.teacher / CARD)["base"],
+        "model": read_json(home / CARD)["base"],
         "max_length": teacher.max_length,
     }
     if config.precision == "bf16":

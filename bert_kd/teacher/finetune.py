@@ -13,6 +13,7 @@ import math
 import shutil
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,38 +42,48 @@ from bert_kd.teacher.parts import freeze
 from bert_kd.teacher.trainer import Examples, Plan, make_trainer, out_of_patience, train
 
 
-def finetune(config: TeacherConfig, run: RunFolder, prepared: Prepared) -> dict[str, Any]:
-    """Write the teacher folder of `run` and return the content of its `teacher.json`.
+def finetune(
+    config: TeacherConfig, run: RunFolder, prepared: Prepared, folder: Path | None = None
+) -> dict[str, Any]:
+    """Write one teacher's folder (None: `run.teacher`) and return the content of its
+    `teacher.json`. Of an ensemble, this is one member.
 
     Raises TeacherError for a model, labels or settings that don't fit; the message says what to
     change.
     """
+    folder = folder or run.teacher
     if not config.fine_tune:
-        return _take_in(config, run, prepared)
+        return _take_in(config, folder, prepared)
     started = time.monotonic()
     teacher = load_base(config, prepared.labels)
     trainable = freeze(teacher.model, config.unfreeze.last_layers)
-    say(f"teacher {config.model}: {trainable.describe()}")
+    say(f"{folder.name} {config.model}, seed {config.seed}: {trainable.describe()}")
     examples = _read(run, prepared, "train", teacher)
     validation = _read(run, prepared, "validation", teacher)
 
-    settings = _fingerprint(config, prepared)
-    prepare_folder(run.teacher_checkpoints, settings)
-    checkpoint = last_whole(run.teacher_checkpoints)
+    checkpoints = run.checkpoints_of(folder)
+    prepare_folder(checkpoints, _fingerprint(config, prepared))
+    checkpoint = last_whole(checkpoints)
     plan = Plan.of(config, len(examples.gold))
     if checkpoint is not None:
         say(f"resuming the teacher's training from step {checkpoint.step} of {plan.steps}")
     if checkpoint is None or not _is_over(checkpoint, config, plan):
-        trainer = make_trainer(config, run, teacher, plan, examples, validation)
+        trainer = make_trainer(config, checkpoints, teacher, plan, examples, validation)
         train(trainer, plan, checkpoint)
-        checkpoint = last_whole(run.teacher_checkpoints)
+        checkpoint = last_whole(checkpoints)
     if checkpoint is None:
-        raise RuntimeError(f"no checkpoint in {run.teacher_checkpoints} after the training")
+        raise RuntimeError(f"no checkpoint in {checkpoints} after the training")
 
     history = _history(checkpoint.state)
     best_step = int(checkpoint.state["best_global_step"])
-    load_weights(teacher.model, run.teacher_checkpoints / f"checkpoint-{best_step}" / WEIGHTS)
-    card = Card(prepared.labels, prepared.pair, config.max_length, config.head_units)
+    load_weights(teacher.model, checkpoints / f"checkpoint-{best_step}" / WEIGHTS)
+    card = Card(
+        prepared.labels,
+        prepared.pair,
+        config.max_length,
+        config.head_units,
+        pooling=config.pooling,
+    )
     facts = {
         "base": config.model,
         "fine_tuned": True,
@@ -85,26 +96,33 @@ def finetune(config: TeacherConfig, run: RunFolder, prepared: Prepared) -> dict[
         "data": {name: prepared.fingerprints[name] for name in ("train", "validation")},
         "seconds": round(time.monotonic() - started, 1),
     }
-    content = save_teacher(run.teacher, teacher, card, facts)
-    shutil.rmtree(run.teacher_checkpoints)
+    content = save_teacher(folder, teacher, card, facts)
+    shutil.rmtree(checkpoints)
     best = content["best"]
     say(
-        f"teacher: {config.metric} {best[config.metric]:.4f} on validation "
+        f"{folder.name}: {config.metric} {best[config.metric]:.4f} on validation "
         f"(the best of {len(history)}, after {best['epoch']:.2f} epochs); "
         f"took {clock(content['seconds'])}"
     )
     return content
 
 
-def _take_in(config: TeacherConfig, run: RunFolder, prepared: Prepared) -> dict[str, Any]:
+def _take_in(config: TeacherConfig, folder: Path, prepared: Prepared) -> dict[str, Any]:
     """Copy a fine-tuned model into the run as it is, its labels matched with the data's."""
-    teacher, head_units = load_finished(config, prepared.labels)
-    card = Card(prepared.labels, prepared.pair, config.max_length, head_units, teacher.column_order)
+    teacher, head_units, pooling = load_finished(config, prepared.labels)
+    card = Card(
+        prepared.labels,
+        prepared.pair,
+        config.max_length,
+        head_units,
+        teacher.column_order,
+        pooling,
+    )
     parameters = sum(parameter.numel() for parameter in teacher.model.parameters())
     facts = {"base": config.model, "fine_tuned": False, "parameters": parameters, "history": []}
     order = "in the data's order" if card.column_order is None else "reordered to the data's order"
     say(f"teacher {config.model}: used as it is, {parameters:,} parameters, its classes {order}")
-    return save_teacher(run.teacher, teacher, card, facts)
+    return save_teacher(folder, teacher, card, facts)
 
 
 def _read(run: RunFolder, prepared: Prepared, split: str, teacher: Teacher) -> Examples:
@@ -142,7 +160,7 @@ def _fingerprint(config: TeacherConfig, prepared: Prepared) -> str:
         else fingerprint_files(sorted([*source.glob("*.safetensors"), *source.glob("*.bin")]))
     )
     data = {name: prepared.fingerprints[name] for name in ("train", "validation")}
-    return fingerprint(config.model_dump(), weights, prepared.labels, prepared.pair, data)
+    return fingerprint(config.telling, weights, prepared.labels, prepared.pair, data)
 
 
 def _history(state: dict[str, Any]) -> list[dict[str, float]]:

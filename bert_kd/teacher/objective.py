@@ -1,4 +1,4 @@
-"""What fine-tuning minimises (cross-entropy, class weights, smoothing) and is judged by."""
+"""What fine-tuning minimises (cross-entropy, class weights, smoothing, R-Drop) and is judged by."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from sklearn.metrics import f1_score
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, log_softmax
 
 from bert_kd.errors import TeacherError
 
@@ -61,6 +61,30 @@ def weighted_loss(
         logits.float(), gold, weight=weights, label_smoothing=smoothing, reduction="sum"
     )
     return summed / (weights[gold].sum() if total_weight is None else total_weight)
+
+
+def r_drop_loss(
+    logits: Tensor,
+    gold: Tensor,
+    weights: Tensor,
+    smoothing: float,
+    factor: float,
+    total_weight: Tensor | None = None,
+) -> Tensor:
+    """Return the loss of R-Drop (Wu et al. 2021, equation 4) as its authors' code has it, a scalar.
+
+    `logits` [2 · batch, classes] hold two passes P and Q of the same rows, one after the other. The
+    loss is the mean of the two passes' `weighted_loss`, where the equation has their sum, plus
+    `factor` · ½ (KL(P ‖ Q) + KL(Q ‖ P)); a row has in the second term the weight of its class that
+    it has in the first. `total_weight` is as in `weighted_loss`.
+    """
+    passes = logits.float().chunk(2)  # each [batch, classes]
+    total = weights.to(logits.device)[gold].sum() if total_weight is None else total_weight
+    hard = sum(weighted_loss(one, gold, weights, smoothing, total) for one in passes) / 2
+    p, q = (log_softmax(one, dim=1) for one in passes)
+    # KL(P ‖ Q) + KL(Q ‖ P) in one sum.
+    apart = ((p.exp() - q.exp()) * (p - q)).sum(dim=1)  # [batch]
+    return hard + factor * (weights.to(logits.device)[gold] * apart / 2).sum() / total
 
 
 def measure(logits: npt.NDArray[Any], gold: npt.NDArray[np.int64]) -> dict[str, float]:

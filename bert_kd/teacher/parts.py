@@ -1,10 +1,10 @@
 """The parts of a classification model, whatever its architecture: embeddings, encoder layers,
 pooler, head.
 
-Here: finding them, training only the upper ones (`freeze`), and a hidden layer before the output
-(`add_head_units`). Parts are found by what they are (the list of encoder layers, the base model,
-the last linear layer), never by the order of the parameter tensors: the last four tensors of a BERT
-are a fraction of its pooler and head, not four layers.
+Here: finding them, training only the upper ones (`freeze`), how fast each trains (`rate_factors`),
+and a hidden layer before the output (`add_head_units`). Parts are found by what they are (the list
+of encoder layers, the base model, the last linear layer), never by the order of the parameter
+tensors: the last four tensors of a BERT are a fraction of its pooler and head, not four layers.
 """
 
 from __future__ import annotations
@@ -105,19 +105,42 @@ def _part(
     return ("embeddings" if layers_name else "below the pooler"), False
 
 
-def encoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+def rate_factors(model: PreTrainedModel, decay: float) -> dict[str, float]:
+    """Return for each parameter what its learning rate is multiplied by.
+
+    Head and pooler have 1, the last encoder layer `decay`, the one below it `decay`², and so on
+    down to the embeddings (and all else below the layers) with `decay` to the power of layers + 1:
+    the discriminative fine-tuning of Howard and Ruder 2018 (section 3.2), a layer of the encoder a
+    step. Raises TeacherError where the layers cannot be told apart.
+    """
+    name, layers = encoder_layers(model, "set teacher.layer_decay = 1 for it")
+    base = f"{model.base_model_prefix}."
+
+    def steps_down(parameter: str) -> int:
+        inside = parameter.removeprefix(base)
+        if inside == parameter or any(piece in ABOVE_THE_LAYERS for piece in inside.split(".")):
+            return 0
+        if inside.startswith(f"{name}."):
+            return len(layers) - int(inside.removeprefix(f"{name}.").split(".")[0])
+        return len(layers) + 1
+
+    return {parameter: decay ** steps_down(parameter) for parameter, _ in model.named_parameters()}
+
+
+def encoder_layers(
+    model: PreTrainedModel, remedy: str = 'teacher.unfreeze.last_layers can be "all" or "head"'
+) -> tuple[str, nn.ModuleList]:
     """Return the list of encoder layers and its name inside the base model.
 
     It is the one `ModuleList` of as many entries as `config.num_hidden_layers` says (BERT:
-    `encoder.layer`, DistilBERT: `transformer.layer`, ModernBERT: `layers`). Raises TeacherError
-    where there is none or no single one.
+    `encoder.layer`, DistilBERT: `transformer.layer`, ModernBERT: `layers`). Raises TeacherError,
+    with the remedy, where there is none or no single one.
     """
     wanted = model.config.num_hidden_layers
-    remedy = 'teacher.unfreeze.last_layers can be "all" or "head" for it'
     if getattr(model.config, "num_hidden_groups", None) is not None:
         raise TeacherError(
             f"the layers of {_kind(model)} share one set of weights, so the last ones can't be "
-            f"trained without the first ones: {remedy}"
+            f"trained otherwise than the first ones: {remedy}"
         )
     if model.config.is_encoder_decoder:
         raise TeacherError(

@@ -17,10 +17,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import (
     EvalPrediction,
+    PreTrainedModel,
     PrinterCallback,
     Trainer,
     TrainerCallback,
@@ -33,12 +35,18 @@ from bert_kd.config import TeacherConfig
 from bert_kd.data.batches import bucketed_batches
 from bert_kd.errors import TeacherError
 from bert_kd.progress import Advance, progress, say
-from bert_kd.store import RunFolder
 from bert_kd.teacher.checkpoints import KEPT, Checkpoint, mark_complete
 from bert_kd.teacher.encoding import Encoded, Padding, batch
 from bert_kd.teacher.memory import out_of_memory
 from bert_kd.teacher.model import Teacher, quiet
-from bert_kd.teacher.objective import GREATER_IS_BETTER, class_weights, measure, weighted_loss
+from bert_kd.teacher.objective import (
+    GREATER_IS_BETTER,
+    class_weights,
+    measure,
+    r_drop_loss,
+    weighted_loss,
+)
+from bert_kd.teacher.parts import rate_factors
 
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 NO_SPACE = ("No space left", "file write failed")
@@ -132,15 +140,61 @@ class TeacherTrainer(Trainer):
         train: Examples,
         validation: Examples,
         weights: Tensor,
+        layer_decay: float,
+        two_passes: bool,
         **settings: Any,
     ) -> None:
         self.padding, self.train_examples, self.validation_examples = padding, train, validation
-        self.class_weights = weights
+        self.class_weights, self.layer_decay, self.two_passes = weights, layer_decay, two_passes
         super().__init__(
             train_dataset=_Rows(len(train.gold)),
             eval_dataset=_Rows(len(validation.gold)),
             **settings,
         )
+
+    def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
+        """Return the Trainer's own optimizer; with layer decay, over groups of different rates."""
+        if self.optimizer is None and self.layer_decay < 1:
+            assert isinstance(self.model, PreTrainedModel)
+            kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            self.optimizer = kind(self._groups(self.model), **settings)
+        optimizer: Optimizer = super().create_optimizer(model)
+        return optimizer
+
+    def _groups(self, model: PreTrainedModel) -> list[dict[str, Any]]:
+        """Return the parameters that train, by learning rate and weight decay, the head's first;
+        as ever, biases and norms have no weight decay.
+        """
+        factors = rate_factors(model, self.layer_decay)
+        decaying = set(self.get_decay_parameter_names(model))
+        groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                groups.setdefault((factors[name], name in decaying), []).append(parameter)
+        return [
+            {
+                "params": groups[factor, decays],
+                "lr": self.args.learning_rate * factor,
+                "weight_decay": self.args.weight_decay if decays else 0.0,
+            }
+            for factor, decays in sorted(groups, reverse=True)
+        ]
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Return the loss; with R-Drop, in training, of two passes that dropout tells apart."""
+        if self.two_passes and model.training:
+            # As one batch. The labels stay as they are: two passes, one gold label a row.
+            inputs = {
+                name: value if name == "labels" else torch.cat([value, value])
+                for name, value in inputs.items()
+            }
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def _loader(self, examples: Examples, batches: Sampler[list[int]]) -> DataLoader[Any]:
         def collate(rows: list[int]) -> dict[str, Tensor]:
@@ -236,13 +290,13 @@ class _Flow(TrainerCallback):
 
 def make_trainer(
     config: TeacherConfig,
-    run: RunFolder,
+    checkpoints: Path,
     teacher: Teacher,
     plan: Plan,
     train: Examples,
     validation: Examples,
 ) -> TeacherTrainer:
-    """Return a Trainer for `teacher`, its frozen parts as they are."""
+    """Return a Trainer for `teacher`, its frozen parts as they are; it writes to `checkpoints`."""
     if config.bf16 and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
         raise TeacherError(
             "teacher.bf16 = true, but this GPU can't compute in bf16: set it to false"
@@ -250,9 +304,10 @@ def make_trainer(
     weights = class_weights(config.class_weights, train.gold, teacher.labels)
 
     def loss(outputs: Any, gold: Tensor, num_items_in_batch: Tensor | None = None) -> Tensor:
-        return weighted_loss(
-            outputs["logits"], gold, weights, config.label_smoothing, num_items_in_batch
-        )
+        logits, smoothing = outputs["logits"], config.label_smoothing
+        if len(logits) == 2 * len(gold):
+            return r_drop_loss(logits, gold, weights, smoothing, config.r_drop, num_items_in_batch)
+        return weighted_loss(logits, gold, weights, smoothing, num_items_in_batch)
 
     def metrics(answers: EvalPrediction) -> dict[str, float]:
         logits = answers.predictions
@@ -262,7 +317,7 @@ def make_trainer(
 
     with quiet():
         arguments = TrainingArguments(
-            output_dir=str(run.teacher_checkpoints),
+            output_dir=str(checkpoints),
             max_steps=plan.steps,
             per_device_train_batch_size=config.batch_size,
             per_device_eval_batch_size=config.batch_size,
@@ -298,6 +353,8 @@ def make_trainer(
             train=train,
             validation=validation,
             weights=weights,
+            layer_decay=config.layer_decay,
+            two_passes=config.r_drop > 0,
             compute_loss_func=loss,
             compute_metrics=metrics,
             callbacks=[_Flow(config, plan)],

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from places import CONFIGS, HELPDESK, REPOSITORY
 from safetensors.numpy import load_file
+from tokenizers import Tokenizer
 
 import bert_kd
 from bert_kd import provenance, stages
@@ -253,6 +254,25 @@ def test_new_rows_cost_only_their_own_answers(own_run: Config, tmp_path: Path):
     stages.prepare_data(grown)
     filled = stages.cache_logits(grown)
     assert filled.computed == 7 and filled.reused == filled.rows - 7
+
+
+def test_views_leave_the_teacher_and_cost_only_their_own_answers(own_run: Config):
+    run = RunFolder(own_run.run)
+    viewed = changed(own_run, augment={"views": 1}, student={"name": "viewed"})
+    with pytest.raises(StageError, match="run prepare-data again"):
+        stages.cache_logits(viewed)
+    teacher = files_of(run.teacher)
+    views = stages.prepare_data(viewed).rows["views"]
+    stages.train_teacher(viewed)
+    assert files_of(run.teacher) == teacher
+    assert views > 500 and stages.cache_logits(viewed).computed == views
+    stages.train_students(viewed)
+    vocabulary = Tokenizer.from_file(str(run.student("viewed-seed17") / "tokenizer.json"))
+    assert vocabulary.token_to_id("[MASK]") is not None
+    without = changed(own_run, student={"name": "viewed"})
+    assert "views" not in stages.prepare_data(without).rows
+    with pytest.raises(StageError, match="was made otherwise"):
+        stages.train_students(without)
 
 
 def test_a_damaged_shard_costs_only_its_rows(own_run: Config):

@@ -18,9 +18,12 @@ LENGTHS = [7, 1, 12, 3, 12, 5]
 LENGTHS_B = [2, 9, 1, 4, 4, 6]
 
 
-def make(pooling: str, layers: int, dense: int, pair: bool, hidden: int = 6) -> BiLSTM:
+def make(
+    pooling: str, layers: int, dense: int, pair: bool, hidden: int = 6, match: bool = True
+) -> BiLSTM:
     torch.manual_seed(5)
-    model = BiLSTM(Shape(40, 10, hidden, layers, pooling, dense, 4, pair, dropout=0.4)).eval()
+    shape = Shape(40, 10, hidden, layers, pooling, dense, 4, pair, pair and match, dropout=0.4)
+    model = BiLSTM(shape).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(3.0)
@@ -92,7 +95,7 @@ def test_both_sides_of_a_pair_share_their_weights():
     single, pair = (
         len(build(make("max", 1, 0, pair)).SerializeToString()) for pair in (False, True)
     )
-    encoder = 4 * sum(value.numel() for value in make("max", 1, 0, False).parameters())
+    encoder = 4 * sum(value.numel() for value in make("max", 1, 0, False, 32).parameters())
     assert pair < single + encoder / 2
 
 

@@ -10,17 +10,18 @@ import pytest
 from safetensors.numpy import load_file
 
 from bert_kd.config import EmbeddingConfig, VocabularyConfig
-from bert_kd.errors import StudentError
+from bert_kd.errors import CacheError, StudentError
+from bert_kd.logits.word_vectors import write_word_vectors
 from bert_kd.student.embeddings import SPREAD, start_vectors
 from bert_kd.student.vocabulary import build_tokenizer
 
 TEXTS = ["the film is good", "not bad, don't", "wonderful"]
 
 
-def vectors_of(kind: str, config: EmbeddingConfig, teacher: Path | None):
+def vectors_of(kind: str, config: EmbeddingConfig, teacher: Path | None, cache: Path | None = None):
     source = teacher / "tokenizer.json" if teacher else None
     tokenizer = build_tokenizer(VocabularyConfig(kind=kind), TEXTS, source)
-    return tokenizer.get_vocab(), start_vectors(config, tokenizer, teacher, seed=1)
+    return tokenizer.get_vocab(), start_vectors(config, tokenizer, teacher, cache, seed=1)
 
 
 def distances(vectors):
@@ -106,3 +107,21 @@ def test_word_vector_files_that_do_not_fit_are_refused(tmp_path: Path, text: str
     with pytest.raises(StudentError, match="do not exist"):
         nowhere = EmbeddingConfig(size=2, start="file", file=tmp_path / "nowhere")
         vectors_of("words", nowhere, None)
+
+
+def test_words_start_from_what_the_teacher_makes_of_them(teacher_folder: Path, tmp_path: Path):
+    from tokenizers import Tokenizer
+
+    known = Tokenizer.from_file(str(teacher_folder / "tokenizer.json")).get_vocab()
+    cached = np.random.default_rng(2).normal(size=(len(known), 9)).astype(np.float16)
+    write_word_vectors(tmp_path, cached)
+    config = EmbeddingConfig(start="words", size=9)
+    vocabulary, start = vectors_of("wordpiece", config, teacher_folder, tmp_path)
+    words = ["film", "good", "bad", "is"]
+    mine = distances(start.vectors[[vocabulary[word] for word in words]])
+    theirs = distances(cached[[known[word] for word in words]].astype(np.float32))
+    off_diagonal = ~np.eye(4, dtype=bool)
+    ratios = mine[off_diagonal] / theirs[off_diagonal]
+    np.testing.assert_allclose(ratios, ratios[0], rtol=1e-2)  # float16 on disk
+    with pytest.raises(CacheError, match="run cache-logits again"):
+        vectors_of("wordpiece", config, teacher_folder, tmp_path / "empty")

@@ -27,7 +27,9 @@ SHAPE = Shape(
 
 def shapes() -> list[Shape]:
     return [
-        dataclasses.replace(SHAPE, pooling=pooling, layers=layers, pair=pair, dense=dense)
+        dataclasses.replace(
+            SHAPE, pooling=pooling, layers=layers, pair=pair, match=pair, dense=dense
+        )
         for pooling in POOLINGS
         for layers in (1, 2)
         for pair in (False, True)
@@ -40,6 +42,7 @@ def batch(pair: bool, extra: int = 0):
     torch.manual_seed(1)
     ids = torch.randint(1, 20, (3, 4))
     ids_b = torch.randint(1, 20, (3, 4))
+    ids_b[0, 0] = ids[0, 0]
     noise = torch.randint(1, 20, (3, extra))
     first = torch.cat([ids, noise], dim=1), torch.tensor([4, 1, 3])
     return (*first, torch.cat([ids_b, noise], dim=1), torch.tensor([2, 4, 1])) if pair else first
@@ -108,6 +111,16 @@ def test_a_pair_is_u_v_product_difference():
     torch.testing.assert_close(pooled, torch.cat([u, v, u * v, (u - v).abs()], dim=1))
     with pytest.raises(StudentError, match="two texts"):
         model(ids, lengths)
+
+
+def test_tokens_of_the_other_text_are_marked():
+    model = BiLSTM(dataclasses.replace(SHAPE, pair=True, match=True)).eval()
+    ids, lengths = torch.tensor([[4, 9, 7]]), torch.tensor([3])
+    marked = model.embedding(ids) + torch.tensor([[0.0, 1.0, 1.0]])[:, :, None] * model.match
+    (layer,) = model.layers
+    expected = layer(marked, torch.tensor([[2, 1, 0]])).amax(dim=1)
+    others, length = torch.tensor([[7, 7, 9, 4]]), torch.tensor([3])  # the 4 is padding
+    torch.testing.assert_close(model.encode(ids, lengths, others, length), expected)
 
 
 def test_parameters_are_counted_with_and_without_embedding():

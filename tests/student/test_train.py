@@ -32,7 +32,7 @@ def configuration(loss: LossConfig | None = None, **training) -> StudentConfig:
 
 def new_model(pair: bool = False, dropout: float = 0.2) -> BiLSTM:
     torch.manual_seed(0)
-    return BiLSTM(Shape(60, 12, 8, 1, "max", 8, 3, pair, dropout))
+    return BiLSTM(Shape(60, 12, 8, 1, "max", 8, 3, pair, pair, dropout))
 
 
 def run(folder: Path, make: Maker, config: StudentConfig, pair: bool = False, **rows) -> BiLSTM:

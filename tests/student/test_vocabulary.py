@@ -113,3 +113,15 @@ def test_a_tokenizer_comes_back_from_its_file(teacher_folder: Path, tmp_path: Pa
         again = Tokenizer.from_file(str(tmp_path / "saved.json"))
         for text in [*TEXTS, "I don't “know” 酒店 🙂 naïve"]:
             assert again.encode(text).ids == tokenizer.encode(text).ids
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_masked_word_is_one_entry(kind: str, teacher_folder: Path):
+    vocabulary = VocabularyConfig(kind=kind)
+    texts = [*TEXTS, "a [MASK] film"]
+    teacher = teacher_folder / "tokenizer.json"
+    tokenizer = build_tokenizer(vocabulary, texts, teacher, mask="[MASK]")
+    known = tokenizer.get_vocab()
+    assert sorted(known.values()) == list(range(tokenizer.get_vocab_size()))
+    assert tokenizer.encode("a [MASK] film").ids.count(known["[MASK]"]) == 1
+    assert "[MASK]" not in build_tokenizer(vocabulary, TEXTS, teacher).get_vocab()

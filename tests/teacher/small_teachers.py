@@ -118,5 +118,15 @@ def settings(base: Path, **changes: object) -> TeacherConfig:
 
 
 def resumable(base: Path) -> TeacherConfig:
-    """Return settings of 3 epochs of 6 steps, with a checkpoint every 3 steps."""
-    return settings(base, epochs=3, evaluations_per_epoch=2, label_smoothing=0.1, last_layers="all")
+    """Return settings of 3 epochs of 6 steps, with a checkpoint every 3 steps, and with all that a
+    checkpoint has to bring back: rates of their own for each layer, two random passes a step.
+    """
+    return settings(
+        base,
+        epochs=3,
+        evaluations_per_epoch=2,
+        label_smoothing=0.1,
+        last_layers="all",
+        layer_decay=0.7,
+        r_drop=0.5,
+    )

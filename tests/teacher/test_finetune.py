@@ -29,6 +29,7 @@ from bert_kd.store import RunFolder
 from bert_kd.teacher.answer import answer
 from bert_kd.teacher.finetune import finetune
 from bert_kd.teacher.model import load_base, open_teacher
+from bert_kd.teacher.objective import r_drop_loss
 from bert_kd.teacher.trainer import Plan, TeacherTrainer, _Buckets, out_of_patience
 
 HERE = Path(__file__).parent
@@ -212,6 +213,84 @@ def make_calm(base: Path, folder: Path) -> Path:
     return folder
 
 
+def test_r_drop_without_dropout_trains_as_without_r_drop(base, tmp_path):
+    calm = make_calm(base, tmp_path / "calm")
+    found = {}
+    for r_drop in (0.0, 4.0):
+        run = RunFolder(tmp_path / f"r-drop-{r_drop}")
+        config = settings(calm, epochs=1, r_drop=r_drop, class_weights=(1.0, 3.0))
+        finetune(config, run, small_data(run))
+        found[r_drop] = weights(run.teacher)
+    for name, value in found[0.0].items():
+        torch.testing.assert_close(found[4.0][name], value, atol=2e-5, rtol=1e-4)
+
+
+def test_r_drop_draws_the_passes_together(base, tmp_path, monkeypatch):
+    """In training each row goes through twice, in evaluation once; with dropout the second term is
+    there, and a large one keeps the two answers close.
+    """
+    rows, apart = [], {}
+    for r_drop in (1e-6, 100.0):
+        seen = []
+        with monkeypatch.context() as patch:
+
+            def watched(logits, gold, *given, seen=seen):
+                rows.append((len(logits), len(gold)))
+                one, other = logits.detach().softmax(dim=1).chunk(2)
+                seen.append((one - other).abs().mean().item())
+                return r_drop_loss(logits, gold, *given)
+
+            patch.setattr("bert_kd.teacher.trainer.r_drop_loss", watched)
+            run = RunFolder(tmp_path / f"{r_drop}")
+            prepared = small_data(run, train=96)
+            finetune(settings(base, epochs=6, r_drop=r_drop, last_layers="all"), run, prepared)
+        apart[r_drop] = np.mean(seen[-6:])
+    assert set(rows) == {(16, 8)}
+    assert 0 < apart[100.0] < apart[1e-6]
+
+
+def test_each_layer_has_its_rate_and_only_weights_decay(two_layers, run, monkeypatch):
+    groups = []
+    original = TeacherTrainer.create_optimizer
+
+    def watched(self, *given):
+        optimizer = original(self, *given)
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        for group in optimizer.param_groups:
+            shape = (group["lr"], group["weight_decay"], type(optimizer).__name__)
+            groups.extend((names[id(parameter)], shape) for parameter in group["params"])
+        return optimizer
+
+    monkeypatch.setattr(TeacherTrainer, "create_optimizer", watched)
+    config = settings(two_layers, epochs=1, last_layers=2, layer_decay=0.5, learning_rate=0.004)
+    facts = finetune(config, run, small_data(run))
+    found = dict(groups)
+    assert len(found) == len(groups)  # each parameter once
+    assert not any("embeddings" in name for name in found)  # frozen
+    for name, (rate, decay, kind) in found.items():
+        down = 1 if "layer.1." in name else 2 if "layer.0." in name else 0
+        assert rate == pytest.approx(0.004 * 0.5**down), name
+        assert decay == (0.0 if "bias" in name or "LayerNorm" in name else 0.01), name
+        assert kind == "AdamW"
+    trainable = [group for group in facts["trainable"]["groups"] if group["trains"]]
+    assert sum(group["parameters"] for group in trainable) == facts["trainable"]["trainable"]
+
+
+def test_a_slower_layer_moves_less(two_layers, tmp_path):
+    before = load_base(settings(two_layers), LABELS).model.state_dict()
+    moved = {}
+    for decay in (1.0, 0.1):
+        run = RunFolder(tmp_path / f"{decay}")
+        config = settings(two_layers, epochs=1, last_layers="all", layer_decay=decay)
+        finetune(config, run, small_data(run))
+        after = weights(run.teacher)
+        for part in ("layer.0.", "layer.1.", "pooler"):
+            changes = [(after[name] - before[name]).abs().mean() for name in after if part in name]
+            moved[part, decay] = float(torch.stack(changes).mean())
+    ratios = [moved[part, 0.1] / moved[part, 1.0] for part in ("layer.0.", "layer.1.", "pooler")]
+    assert ratios[0] < 0.1 < ratios[2] and ratios[0] < ratios[1] < ratios[2]
+
+
 def test_bf16_and_head_units(base, run):
     facts = finetune(settings(base, bf16=True, head_units=6), run, small_data(run))
     assert facts["head_units"] == 6
@@ -280,6 +359,24 @@ def test_a_finished_training_is_not_repeated(base, run, monkeypatch):
     assert run.teacher_checkpoints.exists() and not run.teacher.exists()
     monkeypatch.setattr("bert_kd.teacher.finetune.make_trainer", fail)
     assert finetune(config, run, prepared)["steps"] == 18
+
+
+def test_members_of_an_ensemble_have_checkpoints_of_their_own(base, run, monkeypatch):
+    prepared, config = small_data(run), resumable(base)
+    second = run.teachers(2)[1]
+    with monkeypatch.context() as patch:
+        patch.setattr("bert_kd.teacher.finetune.save_teacher", fail)
+        for folder in (run.teacher, second):
+            with pytest.raises(KeyboardInterrupt):
+                finetune(config, run, prepared, folder)
+    assert {path.name for path in run.root.glob("*-checkpoints")} == {
+        "teacher-checkpoints",
+        "teacher-2-checkpoints",
+    }
+    monkeypatch.setattr("bert_kd.teacher.finetune.make_trainer", fail)
+    finetune(config, run, prepared, second)
+    assert (second / "teacher.json").exists() and not run.teacher.exists()
+    assert run.teacher_checkpoints.exists() and not run.checkpoints_of(second).exists()
 
 
 def test_checkpoints_of_other_settings_are_not_gone_on_from(base, run, monkeypatch):

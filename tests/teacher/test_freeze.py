@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from bert_kd.errors import TeacherError
-from bert_kd.teacher.parts import add_head_units, freeze, output_layer, positions
+from bert_kd.teacher.parts import add_head_units, freeze, output_layer, positions, rate_factors
 
 SIZE = {
     "vocab_size": 30,
@@ -130,6 +130,43 @@ def test_a_decoder_above_the_encoder_is_refused():
 def test_more_layers_than_there_are_is_refused():
     with pytest.raises(TeacherError, match="has 2 encoder layers: give at most 2"):
         freeze(BertForSequenceClassification(small_config(layers=2)), 3)
+
+
+def test_rates_fall_by_the_layer_from_the_head_down():
+    model = BertForSequenceClassification(small_config(layers=2))
+    factors = rate_factors(model, 0.5)
+    assert set(factors) == {name for name, _ in model.named_parameters()}
+    for part, factor in (
+        ("classifier.weight", 1.0),
+        ("bert.pooler.dense.weight", 1.0),
+        ("bert.encoder.layer.1.output.dense.weight", 0.5),
+        ("bert.encoder.layer.0.attention.self.query.bias", 0.25),
+        ("bert.embeddings.word_embeddings.weight", 0.125),
+        ("bert.embeddings.LayerNorm.weight", 0.125),
+    ):
+        assert factors[part] == factor, part
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_rates_of_head_last_layer_and_embeddings_in_every_architecture(kind):
+    model = AutoModelForSequenceClassification.from_config(CONFIGS[kind])
+    factors = rate_factors(model, 0.5)
+    layer = HEADS[kind][-1]
+    for name, factor in factors.items():
+        if name.startswith(HEADS[kind][:-1]):
+            assert factor == 1, name
+        elif name.startswith(layer):
+            assert factor == 0.5, name
+        elif name.startswith(layer.replace(".2.", ".0.")):
+            assert factor == 0.125, name
+        elif "embeddings" in name:
+            assert factor == 0.0625, name
+
+
+def test_layers_that_cannot_be_told_apart_have_no_rates_of_their_own():
+    config = AlbertConfig(**SIZE, embedding_size=8)
+    with pytest.raises(TeacherError, match="share one set of weights.*set teacher.layer_decay = 1"):
+        rate_factors(AlbertForSequenceClassification(config), 0.9)
 
 
 @pytest.mark.parametrize("kind", CONFIGS)

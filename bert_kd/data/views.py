@@ -1,0 +1,243 @@
+"""Making `data/views.parquet`: views of the training rows, without repeats, counted.
+
+The training text is read twice: once to learn word classes and to pick partners, from a sample that
+does not grow with the data; once to make the views, some thousand rows at a time. Each part lies in
+a file of its own until all are there, so that a killed run goes on where it was. Row keys stay in
+memory, 16 bytes a row.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from bert_kd.config import AugmentConfig
+from bert_kd.data.augment import KINDS, Neighbours, Partners, Tools, make_views
+from bert_kd.data.keys import Keys, join_keys
+from bert_kd.data.prepare import Prepared, load_prepared
+from bert_kd.data.rows import Rows, iterate_rows, write_rows
+from bert_kd.data.splits import Mask, contained, group
+from bert_kd.data.units import is_word, split_units
+from bert_kd.data.word_classes import learn_classes
+from bert_kd.progress import progress, say
+from bert_kd.store import SPLITS, RunFolder, fingerprint, make_folder, read_json, write_json
+
+VIEWS = "views"
+PART_ROWS = 4096
+LEARNED_ROWS = 100_000
+"""Rows that word classes are learned from."""
+PARTNERS = 4096
+"""Rows a class that parts are taken from."""
+TELLING = 0.05
+"""A word tells what a pair is about where at most this share of the partners hold it."""
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """What a language model knows of words, as far as it is asked."""
+
+    neighbours: Neighbours | None = None
+    mask_token: str | None = None
+    """How the teacher writes a masked word; None: masked words are left out."""
+    identity: str = "none"
+    """Tells one source from another."""
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """Views that were written and those that were not."""
+
+    rows: int
+    kinds: dict[str, int]
+    repeats: int
+    known: int
+
+
+def write_views(
+    run: RunFolder, prepared: Prepared, config: AugmentConfig, proposals: Proposals
+) -> Prepared:
+    """Write the views of train beside the splits; return what is prepared then.
+
+    Parts that a killed run left are kept where rows, settings and proposals are the same.
+    """
+    keys, labels = _keys_of(run)
+    wanted = _wanted(keys, config)
+    job = fingerprint(
+        prepared.fingerprints, config.model_dump(mode="json"), proposals.identity, PART_ROWS
+    )
+    folder = _parts_folder(run, job)
+    tools = _tools(run, keys, labels, prepared.pair, config, proposals)
+    paths = []
+    done = 0
+    with progress("make views", len(keys), "rows") as advance:
+        for number, rows in enumerate(iterate_rows(run.split("train"), PART_ROWS)):
+            path = folder / f"part-{number:05d}.parquet"
+            if not path.exists():
+                due = wanted[done : done + len(rows)].tolist()
+                write_rows(path, [make_views(rows, due, config, tools)])
+            paths.append(path)
+            done += len(rows)
+            advance(len(rows))
+    written, counts = _merge(run, paths)
+    facts = read_json(run.prepared)
+    facts["rows"][VIEWS] = counts.rows
+    facts["fingerprints"][VIEWS] = written
+    asked = int(wanted.sum())
+    facts["report"][VIEWS] = {
+        "wanted": asked,
+        "kinds": counts.kinds,
+        "repeats": counts.repeats,
+        "known": counts.known,
+        "unchanged": asked - counts.rows - counts.repeats - counts.known,
+        "mask_token": proposals.mask_token,
+    }
+    write_json(run.prepared, facts)
+    shutil.rmtree(run.view_parts)
+    made = load_prepared(run)
+    say(describe_views(made))
+    return made
+
+
+def describe_views(prepared: Prepared) -> str:
+    """Return what views were made, in a line."""
+    counts = prepared.report[VIEWS]
+    kinds = ", ".join(f"{kind} {rows:,}" for kind, rows in counts["kinds"].items() if rows)
+    return (
+        f"views: {prepared.rows[VIEWS]:,} rows of {counts['wanted']:,} wanted ({kinds}); dropped: "
+        f"{counts['repeats']:,} repeating another view, {counts['known']:,} standing in another "
+        f"split, {counts['unchanged']:,} that came out as their row"
+    )
+
+
+def _keys_of(run: RunFolder) -> tuple[Keys, npt.NDArray[np.int64]]:
+    """Return keys and labels of train."""
+    keys, labels = [], []
+    for rows in iterate_rows(run.split("train")):
+        keys.append(rows.keys)
+        labels.append(rows.labels)
+    return join_keys(keys), np.concatenate(labels)
+
+
+def _wanted(keys: Keys, config: AugmentConfig) -> npt.NDArray[np.int64]:
+    """Return how many views to make of each row: as even as `maximum` allows, by key."""
+    total = min(config.views * len(keys), config.maximum)
+    each, more = divmod(total, len(keys))
+    wanted = np.full(len(keys), each, dtype=np.int64)
+    wanted[_lowest(keys, more)] += 1
+    return wanted
+
+
+def _lowest(keys: Keys, count: int) -> npt.NDArray[np.int64]:
+    """Return the `count` rows of the lowest keys (which are hashes: a sample by chance)."""
+    return np.sort(np.argsort(keys["low"].astype(np.uint64), kind="stable")[:count])
+
+
+def _parts_folder(run: RunFolder, job: str) -> Path:
+    """Return the folder of this job's parts, with those of a killed run; others' are removed."""
+    if run.view_parts.exists():
+        for other in run.view_parts.iterdir():
+            if other.name != job:
+                shutil.rmtree(other)
+    folder = run.view_parts / job
+    make_folder(folder)
+    return folder
+
+
+def _tools(
+    run: RunFolder,
+    keys: Keys,
+    labels: npt.NDArray[np.int64],
+    pair: bool,
+    config: AugmentConfig,
+    proposals: Proposals,
+) -> Tools:
+    """Return what views are made with, learned from samples of train by key."""
+    learned = _mask(len(keys), _lowest(keys, LEARNED_ROWS))
+    partnering = np.zeros(len(keys), dtype=bool)
+    classes = np.unique(labels)
+    for label in classes:
+        own = np.flatnonzero(labels == label)
+        partnering[own[_lowest(keys[own], max(PARTNERS // len(classes), 64))]] = True
+    partners: dict[int, list[tuple[str, str | None]]] = {}
+
+    def sample() -> Iterator[str]:
+        done = 0
+        for rows in iterate_rows(run.split("train")):
+            part = slice(done, done + len(rows))
+            done += len(rows)
+            for row in np.flatnonzero(learned[part] | partnering[part]):
+                text = rows.texts[row]
+                text_b = None if rows.texts_b is None else rows.texts_b[row]
+                if partnering[part][row]:
+                    partners.setdefault(int(rows.labels[row]), []).append((text, text_b))
+                if learned[part][row]:
+                    yield text
+                    if text_b is not None:
+                        yield text_b
+
+    word_classes = learn_classes(sample(), config.seed)
+    for rows_of_class in partners.values():
+        rows_of_class.sort(key=lambda row: (row[0], row[1] or ""))  # not as they stood
+    holding = _holding(partners) if pair else {}
+    return Tools(
+        word_classes, Partners(partners, holding), proposals.neighbours, proposals.mask_token
+    )
+
+
+def _holding(
+    partners: Mapping[int, Sequence[tuple[str, str | None]]],
+) -> dict[str, list[tuple[str, str | None]]]:
+    """Return the partners whose first side holds a word, for the words that tell them apart."""
+    rows = [row for label in sorted(partners) for row in partners[label]]
+    holding: dict[str, list[tuple[str, str | None]]] = {}
+    for row in rows:
+        for word in dict.fromkeys(filter(is_word, split_units(row[0]).words)):
+            holding.setdefault(word, []).append(row)
+    most = max(TELLING * len(rows), 2)
+    return {word: found for word, found in holding.items() if 2 <= len(found) <= most}
+
+
+def _merge(run: RunFolder, paths: Sequence[Path]) -> tuple[str, _Counts]:
+    """Write the views of all parts that repeat neither a row of a split nor each other; return the
+    fingerprint and what was counted.
+    """
+    views = join_keys([rows.keys for path in paths for rows in iterate_rows(path)])
+    given = join_keys(
+        [
+            rows.keys
+            for split in SPLITS
+            if split != VIEWS and run.split(split).exists()
+            for rows in iterate_rows(run.split(split))
+        ]
+    )
+    known = contained(views, given)
+    fresh = np.flatnonzero(~known)
+    repeats = np.zeros(len(views), dtype=bool)
+    repeats[fresh] = group(views[fresh]).repeats()
+    kept = ~known & ~repeats
+    kinds = np.zeros(1 + sum(KINDS.values()), dtype=np.int64)  # [sums of kinds]
+
+    def rows_to_keep() -> Iterator[Rows]:
+        done = 0
+        for path in paths:
+            for rows in iterate_rows(path):
+                picked = np.flatnonzero(kept[done : done + len(rows)])
+                done += len(rows)
+                kinds[:] += np.bincount(rows.views[picked], minlength=len(kinds))
+                yield rows.take(picked)
+
+    written = write_rows(run.split(VIEWS), rows_to_keep())
+    sums = np.arange(len(kinds))
+    by_kind = {kind: int(kinds[sums & bit > 0].sum()) for kind, bit in KINDS.items()}
+    return written, _Counts(int(kept.sum()), by_kind, int(repeats.sum()), int(known.sum()))
+
+
+def _mask(size: int, rows: npt.NDArray[np.int64]) -> Mask:
+    mask = np.zeros(size, dtype=bool)
+    mask[rows] = True
+    return mask

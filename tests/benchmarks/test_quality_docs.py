@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import quality_docs
+
+from bert_kd.errors import UserError
+from bert_kd.store import write_json
+
+MACHINE = {"cpu": "CPU", "cores": 2, "memory_gib": 7.5, "python": "3.11.7", "threads": 1}
+
+
+def system(name: str, role: str, **others) -> dict:
+    return {
+        "name": name,
+        "role": role,
+        "about": "",
+        "beside": None,
+        "part": None,
+        "x": None,
+    } | others
+
+
+def table(kind: str = "main") -> dict:
+    """A table with made-up figures."""
+    figures = {
+        "test.accuracy": 0.9,
+        "test.accuracy_low": 0.85,
+        "test.accuracy_high": 0.95,
+        "test.macro_f1": 0.895,
+        "seeds": 2,
+        "parameters": 1_500_000,
+        "parameters_without_embedding": 500_000,
+        "bytes": 6_000_000,
+        "latency_p50_us": 310.0,
+        "texts_per_second": 4321.0,
+        "times_faster_single": 31.0,
+        "times_faster_bulk": 20.0,
+    }
+    minus = {"test.minus_teacher": -0.02, "test.minus_teacher_low": -0.05}
+    minus["test.minus_teacher_high"] = 0.01
+    twin = {f"test.minus_beside{end}": 0.01 for end in ("", "_low", "_high")}
+    gap = {"test.gap_closed": 0.4, "test.gap_closed_low": None, "test.gap_closed_high": None}
+    if kind == "main":
+        systems = [
+            system("teacher", "teacher"),
+            system("base", "student", beside="base twin"),
+            system("base twin", "twin"),
+            system("fastText", "control"),
+        ]
+        values = [figures, figures | minus | twin | gap, figures | minus, figures | minus]
+    else:
+        part = "losses" if kind == "ablation" else "epochs"
+        systems = [
+            system("teacher", "teacher"),
+            system("MSE", "student", part=part, x=1.0),
+            system("KL, T = 2", "student", part=part, x=2.0, beside="MSE"),
+        ]
+        values = [figures, figures | minus, figures | minus | twin]
+    return {
+        "machine": MACHINE,
+        "config": {
+            "suite": "trec",
+            "table": kind,
+            "command": "python benchmarks/quality.py --suite trec",
+            "seeds": [1, 2],
+            "sets": {"test": 500},
+            "systems": systems,
+            "notes": ["A note."],
+            "versions": {"torch": "2.13.0"},
+            "commit": "0123456789abcdef",
+            "made": "2026-01-02T03:04:05+00:00",
+        },
+        "rows": [
+            {
+                "system": one["name"],
+                "metric": key,
+                "value": value,
+                "ratio": 1,
+                "ratio_to": "teacher",
+            }
+            for one, found in zip(systems, values, strict=True)
+            for key, value in found.items()
+        ],
+    }
+
+
+def test_the_main_table_shows_every_figure_beside_its_interval():
+    lines = quality_docs.tables(table())
+    assert lines[0] == "**test (500 rows)**"
+    head, student = lines[2], lines[5]
+    cells = dict(zip(head.split(" | "), student.split(" | "), strict=True))
+    assert cells["| system"] == "| **base**"
+    assert cells["accuracy %"] == "90.0 [85.0, 95.0]"
+    assert cells["− teacher"] == "−2.0 [−5.0, +1.0]"
+    assert cells["− twin"] == "+1.0 [+1.0, +1.0]"
+    assert cells["gap closed %"] == "40"
+    assert cells["parameters (without embedding)"] == "1.50 M (500 k)"
+    assert cells["texts/s"] == "4,321 (20.0×)"
+    assert cells["one text |"] == "310 µs (31.0×) |"
+    assert len({line.count(" | ") for line in lines[2:8]}) == 1
+
+
+def test_columns_that_nobody_fills_are_left_out():
+    found = table()
+    found["rows"] = [row for row in found["rows"] if "gap_closed" not in row["metric"]]
+    assert "gap closed" not in "\n".join(quality_docs.tables(found))
+
+
+def test_the_page_has_tables_figures_and_what_made_them(tmp_path: Path):
+    results, page = tmp_path / "results", tmp_path / "docs" / "results.md"
+    for kind in ("curve", "ablation", "main"):
+        write_json(results / quality_docs.file_name("trec", kind), table(kind))
+    quality_docs.write_docs(results, page)
+    text = page.read_text(encoding="utf-8")
+    headings = [line for line in text.splitlines() if line.startswith("#")]
+    assert headings == ["# Results", "## trec", "### trec: ablation", "### trec: curve"]
+    assert "`python benchmarks/quality.py --suite trec`; seeds 1–2; CPU, 2 cores" in text
+    assert "commit 0123456789, 2026-01-02." in text and "A note." in text
+    for kind in ("main", "ablation", "curve"):
+        figure = page.parent / "results" / f"trec-{kind}.svg"
+        assert f"(results/{figure.name})" in text
+        assert ElementTree.parse(figure).getroot().tag.endswith("svg")
+    before = {path: path.read_bytes() for path in page.parent.rglob("*.*") if path.is_file()}
+    quality_docs.write_docs(results, page)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_no_tables_are_refused_with_words(tmp_path: Path):
+    with pytest.raises(UserError, match="holds no quality-"):
+        quality_docs.write_docs(tmp_path, tmp_path / "results.md")

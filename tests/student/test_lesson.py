@@ -1,0 +1,228 @@
+"""A student from prepared rows and cached answers to its folder and its report: every loss of the
+configuration, pooled states through the linear map, calibrated teachers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bert_kd import provenance, stages
+from bert_kd.config import Config
+from bert_kd.data.rows import read_rows
+from bert_kd.errors import CacheError, StudentError
+from bert_kd.evaluate.metrics import measure
+from bert_kd.logits.cache import LogitCache, Manifest
+from bert_kd.provenance import NO_WISHES, members
+from bert_kd.store import RunFolder, read_json
+from bert_kd.student.train import read_history
+
+WORDS = ("parcel", "invoice", "password", "broken")
+FILLERS = ("my", "the", "please", "help", "is", "where", "now", "again", "was", "soon")
+TOO_SURE = 4.0
+
+
+@pytest.fixture
+def configured(tmp_path: Path) -> Callable[..., Config]:
+    """Make prepared data of so many classes and a cache of answers to it; return a configuration.
+
+    The teacher sees the class's word and is far too sure; one to be calibrated is often wrong.
+    """
+
+    def make(
+        classes: int = 3,
+        *,
+        loss: dict[str, Any] | None = None,
+        calibrate: bool = False,
+        features: bool = False,
+        validation: int = 80,
+        twin: bool = False,
+    ) -> Config:
+        generator = np.random.default_rng(5)
+        source = tmp_path / "source"
+        source.mkdir(exist_ok=True)
+        for split, rows in (("train", 120), ("validation", validation), ("test", 60)):
+            lines = ["text\tlabel"]
+            for row in range(rows):
+                label = row % classes
+                lines.append(f"{sentence(generator, label)} {split} {row}\t{WORDS[label]}")
+            (source / f"{split}.tsv").write_text("\n".join(lines) + "\n")
+        pool = ["text", *(f"{sentence(generator, row % classes)} pool {row}" for row in range(30))]
+        (source / "pool.txt").write_text("\n".join(pool) + "\n")
+        config = Config.model_validate(
+            {
+                "run": tmp_path / "run",
+                "data": {"source": str(source), "transfer": [str(source / "pool.txt")],
+                         "format": "tsv"},
+                "logits": {"teachers": [{"folder": tmp_path / "answers"}], "calibrate": calibrate},
+                "students": [{
+                    "name": "base",
+                    "twin": twin,
+                    "vocabulary": {"kind": "words"},
+                    "embedding": {"size": 12, "start": "random"},
+                    "model": {"hidden_size": 8, "dense": 0, "dropout": 0.0},
+                    "training": {"epochs": 8, "batch_size": 16, "learning_rate": 0.02},
+                    "loss": loss or {},
+                }],
+                "evaluate": {"speed_rounds": 0, "bootstrap_samples": 100},
+            }
+        )  # fmt: skip
+        prepared = stages.prepare_data(config)
+        noise = 1.2 if calibrate else 0.1
+        answer(config, prepared.labels, generator, features, noise)
+        return config
+
+    def answer(
+        config: Config,
+        labels: tuple[str, ...],
+        generator: np.random.Generator,
+        features: bool,
+        noise: float,
+    ) -> None:
+        size = 6 if features else None
+        cache = LogitCache.create(
+            tmp_path / "answers", Manifest("other", labels, feature_size=size)
+        )
+        for split in ("train", "transfer", "validation", "test"):
+            rows = read_rows(RunFolder(config.run).split(split))
+            seen = np.array([[name in text.split() for name in labels] for text in rows.texts])
+            logits = 2 * seen + generator.normal(0, noise, seen.shape)
+            states = logits @ np.linspace(-1, 1, 6 * len(labels)).reshape(len(labels), 6)
+            cache.append(
+                rows.keys,
+                (TOO_SURE * logits).astype(np.float32),
+                states.astype(np.float16) if features else None,
+            )
+
+    return make
+
+
+def sentence(generator: np.random.Generator, label: int) -> str:
+    words = [*generator.choice(FILLERS, size=4), WORDS[label]]
+    generator.shuffle(words)
+    return " ".join(words)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        {"soft": "dkd", "temperature": 2.0},
+        {"soft": "dist", "temperature": 2.0},
+        {"soft": "kl", "temperature": 2.0, "standardise": True},
+        {"soft": "dkd", "temperature": 2.0, "standardise": True, "dkd_other_weight": 1.0},
+    ],
+    ids=["dkd", "dist", "kl, standardised", "dkd, standardised"],
+)
+def test_a_student_learns_by_every_soft_term(configured, loss):
+    config = configured(loss=loss | {"hard_weight": 0.0})
+    metrics = stages.train_students(config)
+    history = read_history(RunFolder(config.run).student("base-seed17"))
+    assert history[-1]["soft"] < history[0]["soft"] / 2
+    assert metrics["base-seed17"]["validation_accuracy"] > 0.8
+
+
+@pytest.mark.parametrize("kind", ["mse", "cosine"])
+def test_pooled_states_are_learned_through_the_map_and_it_is_left_behind(configured, kind):
+    loss = {"feature_weight": 1.0, "feature": kind, "soft_weight": 0.0, "hard_weight": 0.1}
+    config = configured(loss=loss, features=True, twin=True)
+    stages.train_students(config)
+    folder = RunFolder(config.run).student("base-seed17")
+    history = read_history(folder)
+    assert 0 < history[-1]["feature"] < history[0]["feature"] / 2
+    assert all(row["soft"] == 0 for row in history)
+    assert stages.evaluate(config).models[1].name == "base-seed17"  # reads it without the map
+    twin = read_history(RunFolder(config.run).student("base-seed17-twin"))
+    assert all(row["feature"] == 0 for row in twin)
+
+
+def test_features_that_are_not_cached_are_refused(configured):
+    config = configured(loss={"feature_weight": 1.0})
+    with pytest.raises(StudentError, match="logits.features = true"):
+        stages.train_students(config)
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        ({"soft": "dist"}, "correlation is 1 or -1.*set loss.soft"),
+        ({"soft": "kl", "standardise": True}, "two classes a standardised row.*false"),
+    ],
+)
+def test_what_two_classes_leave_empty_is_refused(configured, loss, message):
+    config = configured(2, loss=loss)
+    with pytest.raises(StudentError, match=message):
+        stages.train_students(config)
+    assert not (config.run / "students").exists()
+
+
+def test_dkd_of_two_classes_is_said_to_be_kl(configured, capsys):
+    stages.train_students(configured(2, loss={"soft": "dkd"}))
+    assert "with two classes dkd is kl times dkd_target_weight" in capsys.readouterr().err
+
+
+def test_a_calibrated_teacher_is_learned_from_measured_and_recorded(configured, capsys):
+    config = configured(calibrate=True, loss={"soft": "kl"}, twin=True)
+    stages.train_students(config)
+    said = capsys.readouterr().err
+    assert "base: the teacher's temperature is " in said
+    run = RunFolder(config.run)
+    (found,) = read_json(run.student("base-seed17") / "config.json")["calibrations"]
+    assert found["rows"] == 80 and found["wrong"] > 0 and found["temperature"] > 2
+    assert found["nll_after"] < found["nll_before"]
+    assert "calibrations" not in read_json(run.student("base-seed17-twin") / "config.json")
+
+    report = stages.evaluate(config)
+    teacher = report.models[0]
+    assert f"calibrated (T = {found['temperature']:.2f})" in teacher.description
+    assert sum("Calibrated: the teacher's temperature is" in note for note in report.notes) == 1
+    assert teacher.metrics["validation"].nll == pytest.approx(found["nll_after"], rel=1e-5)
+    # Beside the answers as they were: as accurate, and not as sure.
+    rows = read_rows(run.split("test"))
+    (source,) = config.logits.teachers
+    given = LogitCache.open(source.folder).lookup(rows.keys).logits
+    before = measure(given, rows.labels, report.data.labels, bootstrap_samples=100, seed=1)
+    after = teacher.metrics["test"]
+    assert after.accuracy == before.accuracy and after.nll < before.nll and after.ece < before.ece
+
+
+def test_calibration_makes_students_stale_and_not_their_twins(configured):
+    config = configured(twin=True)
+    run, prepared = provenance.with_data(config)
+    other = config.model_copy(
+        update={"logits": config.logits.model_copy(update={"calibrate": True})}
+    )
+    student, twin = members(config)
+    differences = []
+    for member in (student, twin):
+        stamps = [
+            provenance.student_stamp(
+                one, member, run, prepared, provenance.teacher_sources(one, run, NO_WISHES)
+            )
+            for one in (config, other)
+        ]
+        differences.append(stamps[1].differences(stamps[0]))
+    assert differences == [["logits.calibrate: wanted True, made with None"], []]
+
+
+def test_a_tiny_validation_split_is_said_to_be_too_few(configured, capsys):
+    stages.train_students(configured(calibrate=True, validation=24))
+    assert "on 24 labelled validation rows, too few to rely on" in capsys.readouterr().err
+
+
+def test_answers_to_validation_are_needed_to_calibrate(configured):
+    config = configured(calibrate=True)
+    (source,) = config.logits.teachers
+    run = RunFolder(config.run)
+    whole = LogitCache.open(source.folder)
+    rows = read_rows(run.split("train"))
+    part = LogitCache.create(source.folder.parent / "part", whole.manifest)
+    part.append(rows.keys, whole.lookup(rows.keys).logits)
+    lacking = config.logits.model_copy(
+        update={"teachers": (source.model_copy(update={"folder": part.folder}),)}
+    )
+    with pytest.raises(CacheError, match="80 of 80|80 rows"):
+        stages.train_students(config.model_copy(update={"logits": lacking}))
