@@ -4,6 +4,7 @@
 #   make test    the whole test suite
 #   make check   formatter, linter, types
 #   make bench   what the logit cache saves, beside a teacher pass (after make demo)
+#   make quality students beside teacher, twins and control models on the bundled data
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -13,7 +14,7 @@ EXTRAS := runtime,serve,report,offline,dev
 # environment can't be seen from another.
 OWN_TORCH = $(shell $(PYTHON) -c 'import importlib.util as u, sys; sys.exit(sys.prefix != sys.base_prefix or not u.find_spec("torch"))' && echo yes)
 
-.PHONY: setup demo test check bench clean
+.PHONY: setup demo test check bench quality clean
 
 setup: $(VENV)/.ready
 
@@ -44,6 +45,10 @@ check: setup
 
 bench: setup
 	$(BIN)/python benchmarks/cache_reuse.py --json benchmarks/results/cache_reuse.json
+
+quality: setup
+	$(BIN)/python benchmarks/quality.py --suite helpdesk --seeds 5 \
+		--json benchmarks/results/quality-helpdesk.json --write-docs
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -31,7 +31,7 @@ def test_every_package_is_listed():
 
 def test_the_extras_are_there():
     extras = setup_cfg()["options.extras_require"]
-    assert set(extras) == {"runtime", "serve", "report", "ray", "offline", "dev", "all"}
+    assert set(extras) == {"runtime", "serve", "report", "bench", "ray", "offline", "dev", "all"}
     for name in set(extras) - {"all"}:
         assert name in extras["all"]
 

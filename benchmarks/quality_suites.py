@@ -1,0 +1,199 @@
+"""What the accuracy benchmark measures: data sets, and the variants of the ablation and of the
+learning curves, as plain data.
+
+A variant is the suite's student under another name and with other settings. Those of other data,
+views or teachers get a run folder of their own, which shares teachers and cached answers with the
+suite's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from bert_kd.errors import UserError, nearest
+
+Overrides = tuple[str, ...]
+"""`section.key=value` each."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of an ablation or a learning curve; `beside` names the row that it is compared
+    with.
+    """
+
+    name: str
+    overrides: Overrides
+    part: str
+    """Which table or curve it belongs to."""
+    beside: str | None = None
+    x: float | None = None
+    """Its place on a learning curve."""
+    share_of_train: float | None = None
+    """Learns from this share of train's rows alone, without views and pool; None: as configured."""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """One data set: its configuration, its folder, and the sets on which systems are compared."""
+
+    name: str
+    config: str
+    """File in scripts/configs."""
+    folder: str | None
+    """Folder of the data; None: bundled."""
+    sets: tuple[str, ...] = ("test",)
+    """The first is the one that figures show. A name that is no split is a file in the folder whose
+    rows are all among those of test.
+    """
+    notes: tuple[str, ...] = ()
+    ablation: tuple[Variant, ...] = ()
+    curve: tuple[Variant, ...] = ()
+
+
+STUDENT = "students.base"
+"""The student whose settings the variants change."""
+TEMPERATURES = (1, 2, 4, 8)
+HARD_WEIGHTS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
+
+
+def parts(on: Mapping[str, Overrides], off: Mapping[str, Overrides]) -> list[Variant]:
+    """Return variants that add one part after the other; `on` and `off` are the overrides that
+    switch each part, in the order in which they are added.
+    """
+    found: list[Variant] = []
+    names = list(on)
+    for count in range(len(names) + 1):
+        added, lacking = names[:count], names[count:]
+        overrides = [line for name in added for line in on[name]]
+        overrides += [line for name in lacking for line in off[name]]
+        previous = found[-1].name if found else None
+        name = f"+ {names[count - 1]}" if count else "gold labels alone"
+        found.append(Variant(name, tuple(overrides), "parts", previous))
+    return found
+
+
+BARE = ("augment.views=0", "data.transfer=[]", "teacher.ensemble=1")
+"""No views, no pool, one teacher: what the comparison of losses is made with."""
+
+
+def loss(soft: str, hard_weight: float, soft_weight: float, temperature: int = 1) -> Overrides:
+    """Return the overrides that give the student this loss."""
+    return (
+        f"{STUDENT}.loss.standardise=false",
+        f"{STUDENT}.loss.soft={soft}",
+        f"{STUDENT}.loss.temperature={temperature}",
+        f"{STUDENT}.loss.hard_weight={hard_weight:g}",
+        f"{STUDENT}.loss.soft_weight={soft_weight:g}",
+    )
+
+
+NO_DISTILLATION = loss("mse", 1, 0)
+SQUARED_ERROR = loss("mse", 0.1, 1)
+
+
+def losses() -> list[Variant]:
+    """Return MSE against KL at several temperatures, and the weight of the cross-entropy."""
+    found = [Variant("MSE", (*BARE, *SQUARED_ERROR), "losses")]
+    for temperature in TEMPERATURES:
+        overrides = (*BARE, *loss("kl", 0.1, 1, temperature))
+        found.append(Variant(f"KL, T = {temperature}", overrides, "losses", "MSE"))
+    first = None
+    for weight in HARD_WEIGHTS:
+        name = f"{weight:g} CE + {1 - weight:g} MSE"
+        overrides = (*BARE, *loss("mse", weight, 1 - weight))
+        found.append(Variant(name, overrides, "weight of CE", first))
+        first = first or name
+    return found
+
+
+def ablation(pool: tuple[str, ...], views: int) -> tuple[Variant, ...]:
+    """Return the ablation of a suite with these pools (files beside its folder) and `views` a
+    row.
+    """
+    on = {
+        "distillation": SQUARED_ERROR,
+        "embedding start": (f"{STUDENT}.embedding.start=teacher",),
+        "views": (f"augment.views={views}",),
+        "pool": (f"data.transfer={[*pool]}",),
+        "ensemble of 3": ("teacher.ensemble=3",),
+    }
+    off = {
+        "distillation": NO_DISTILLATION,
+        "embedding start": (f"{STUDENT}.embedding.start=random",),
+        "views": ("augment.views=0",),
+        "pool": ("data.transfer=[]",),
+        "ensemble of 3": ("teacher.ensemble=1",),
+    }
+    if not pool:
+        del on["pool"], off["pool"]
+    return (*parts(on, off), *losses())
+
+
+def curves(epochs: tuple[int, ...]) -> tuple[Variant, ...]:
+    """Return the learning curves in rows of train, in epochs and in units a direction."""
+    found = [
+        Variant(f"{share:.0%} of train", (), "data", x=share, share_of_train=share)
+        for share in (0.05, 0.1, 0.25, 0.5, 1.0)
+    ]
+    found += [
+        Variant(f"{count} epochs", (f"{STUDENT}.training.epochs={count}",), "epochs", x=count)
+        for count in epochs
+    ]
+    found += [
+        Variant(f"{units} units", (f"{STUDENT}.model.hidden_size={units}",), "size", x=units)
+        for units in (32, 64, 128, 256, 512)
+    ]
+    return tuple(found)
+
+
+MOVIES = "../unlabelled_movie_sentences/pool.tsv.gz"
+CHOSEN_ON_VALIDATION = (
+    "Epochs and the settings of controls are chosen on validation: accuracies there flatter all "
+    "but the test set is untouched."
+)
+
+_ALL = (
+    Suite(
+        "sst2",
+        "sst2.toml",
+        "sst2",
+        ("test", "validation"),
+        ("validation is GLUE's, test is SST's own. " + CHOSEN_ON_VALIDATION,),
+        ablation((MOVIES,), views=2),
+        curves((1, 2, 4, 8, 16)),
+    ),
+    Suite(
+        "trec",
+        "trec.toml",
+        "trec",
+        ablation=ablation((), views=8),
+        curve=curves((5, 10, 20, 40)),
+    ),
+    Suite("mrpc", "mrpc.toml", "mrpc", curve=curves((5, 10, 20, 40))),
+    Suite("helpdesk", "demo.toml", None, curve=curves((5, 10, 20, 40))),
+    Suite("thucnews", "thucnews.toml", "thucnews", curve=curves((1, 2, 4, 8))),
+    Suite(
+        "chnsenticorp",
+        "chnsenticorp.toml",
+        "chnsenticorp",
+        ("test", "test_unseen", "validation"),
+        (
+            "test_unseen is test without the texts that also stand in train. "
+            + CHOSEN_ON_VALIDATION,
+        ),
+        curve=curves((2, 4, 8, 16)),
+    ),
+)
+SUITES: Mapping[str, Suite] = {suite.name: suite for suite in _ALL}
+
+
+def suite_named(name: str) -> Suite:
+    """Return the suite of this name. Raises UserError where there is none."""
+    if name not in SUITES:
+        raise UserError(
+            f"there is no suite {name!r}{nearest(name, SUITES)}: give one of "
+            f"{', '.join(SUITES)}, or all"
+        )
+    return SUITES[name]

@@ -1,0 +1,325 @@
+"""The systems of a table: teachers, students, twins and controls, with their answers, sizes, and
+the call that is timed.
+
+Students answer from their folders, as stage 05 lets them; timed, and weighed in bytes, is the
+bundle that users run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import controls
+import numpy as np
+import numpy.typing as npt
+
+from bert_kd.config import Config
+from bert_kd.data.prepare import Prepared, load_prepared
+from bert_kd.data.rows import Rows, read_rows
+from bert_kd.errors import MissingExtra, UserError
+from bert_kd.evaluate.speed import System as Answer
+from bert_kd.evaluate.speed import Texts
+from bert_kd.progress import say
+from bert_kd.provenance import NO_WISHES, Member, members, teacher_sources
+from bert_kd.store import RunFolder, fingerprint, read_json, write_json
+
+Ints = npt.NDArray[np.int64]
+Role = Literal["teacher", "student", "twin", "control"]
+TEACHER = "teacher"
+TWIN = " twin"
+
+
+@dataclass(frozen=True)
+class System:
+    """One row of a table."""
+
+    name: str
+    role: Role
+    predictions: Mapping[str, Ints]
+    """By set: the predicted classes, [seeds, rows]."""
+    parameters: int
+    parameters_without_embedding: int
+    bytes: int
+    answer: Answer
+    """Answers texts, from raw text to probabilities or classes."""
+    about: str
+    beside: str | None = None
+    """The system that it is compared with beside the teacher: a student's twin, the variant
+    before."""
+    part: str | None = None
+    """Of a variant, the table or curve it belongs to; `x` is its place on the curve."""
+    x: float | None = None
+
+
+def read_sets(names: Sequence[str], config: Config, folder: Path | None) -> dict[str, Rows]:
+    """Return the rows of the evaluation sets by name.
+
+    A name that is no split is a file `NAME.tsv.gz` in the data's folder; its rows are taken out of
+    test by key. Raises UserError where one of them is not there.
+    """
+    run = RunFolder(config.run)
+    found = {}
+    for name in names:
+        if run.split(name).exists():
+            found[name] = read_rows(run.split(name))
+        elif folder is not None:
+            found[name] = _rows_of_file(folder / f"{name}.tsv.gz", read_rows(run.split("test")))
+        else:
+            raise UserError(f"the set {name!r} is no split, and the suite has no folder for it")
+    return found
+
+
+def _rows_of_file(path: Path, test: Rows) -> Rows:
+    """Return those rows of `test` whose text stands in the TSV file `path`."""
+    from bert_kd.data.keys import row_keys
+    from bert_kd.data.tables import Columns
+    from bert_kd.data.text_files import read_tsv
+
+    if not path.exists():
+        raise UserError(f"{path} is missing: bring it, or give another folder with --data")
+    pair = test.texts_b is not None
+    raw = list(read_tsv(path, Columns("text", "text_b" if pair else None, "label"), None))
+    texts = [text for part in raw for text in part.texts]
+    texts_b = [text for part in raw for text in part.texts_b or ()] if pair else None
+    keys = row_keys(texts, texts_b)
+    lacking = int((~np.isin(keys, test.keys)).sum())
+    if lacking:
+        raise UserError(
+            f"{lacking} of {len(keys)} rows of {path} are not among those of test: the file and "
+            "test.tsv.gz are of different releases of the data"
+        )
+    places = np.flatnonzero(np.isin(test.keys, keys))
+    return Rows(
+        test.keys[places],
+        [test.texts[place] for place in places],
+        [test.texts_b[place] for place in places] if test.texts_b is not None else None,
+        test.labels[places],
+        test.views[places],
+    )
+
+
+# --- teacher -----------------------------------------------------------------------------------
+
+
+def teacher_system(config: Config, sets: Mapping[str, Rows], name: str = TEACHER) -> System:
+    """Return the teacher (of an ensemble all members together) of a run whose cache is filled."""
+    import torch
+
+    from bert_kd.logits.calibration import calibrate
+    from bert_kd.logits.combine import read_teachers
+    from bert_kd.teacher.answer import Answering
+    from bert_kd.teacher.model import open_teacher
+
+    run = RunFolder(config.run)
+    prepared = load_prepared(run)
+    sources = teacher_sources(config, run, NO_WISHES)
+    temperatures: list[float] = []
+    if config.logits.calibrate:
+        rows = read_rows(run.split("validation"))
+        found = calibrate(sources, prepared.labels, rows.keys, rows.labels)
+        temperatures = [one.temperature for one in found]
+    predictions = {}
+    for name_of_set, rows in sets.items():
+        answers = read_teachers(
+            sources,
+            prepared.labels,
+            rows.keys,
+            config.logits.combine,
+            features=False,
+            temperatures=temperatures,
+        )
+        predictions[name_of_set] = answers.logits.argmax(axis=1)[None]  # [1, rows]
+    folders = run.teachers(config.teacher.ensemble)
+    asked = []
+    total = embedding = 0
+    for folder in folders:
+        teacher = open_teacher(folder)
+        torch.nn.Module.to(teacher.model, "cpu")  # where the students are, too
+        for key, value in teacher.model.named_parameters():
+            total += value.numel()
+            embedding += value.numel() if "embeddings." in key else 0
+        asked.append(Answering(teacher, "fp32", config.logits.tokens_per_batch))
+    base = str(read_json(run.teacher_facts)["base"])
+    return System(
+        name,
+        "teacher",
+        predictions,
+        total,
+        total - embedding,
+        sum(file.stat().st_size for folder in folders for file in folder.glob("*.safetensors")),
+        lambda texts: [answering(*_sides(texts)) for answering in asked],
+        base if len(folders) == 1 else f"{len(folders)} × {base}",
+    )
+
+
+# --- students ----------------------------------------------------------------------------------
+
+
+def student_systems(
+    config: Config, sets: Mapping[str, Rows], bundles: ExitStack
+) -> dict[tuple[str, bool], System]:
+    """Return every student, and its twin where it has one, by (name, whether it is the twin).
+
+    The predictions are those of all its seeds; the bundle of the first one is written to a folder
+    that lasts as long as `bundles`.
+    """
+    run = RunFolder(config.run)
+    found: dict[tuple[str, bool], System] = {}
+    for student in config.students:
+        for twin in (False, True) if student.twin else (False,):
+            mine = [
+                member
+                for member in members(config)
+                if member.config.name == student.name and member.twin is twin
+            ]
+            found[student.name, twin] = _student_system(config, run, mine, sets, bundles)
+    return found
+
+
+def _student_system(
+    config: Config,
+    run: RunFolder,
+    seeds: Sequence[Member],
+    sets: Mapping[str, Rows],
+    bundles: ExitStack,
+) -> System:
+    from bert_kd.runtime.export import export_bundle
+    from bert_kd.runtime.predictor import load
+
+    first = seeds[0]
+    answers: dict[str, list[Ints]] = {name: [] for name in sets}
+    for member in seeds:
+        for name, predicted in _predictions(run.student(member.name), sets).items():
+            answers[name].append(predicted)
+    aside = Path(bundles.enter_context(TemporaryDirectory()))
+    rows = next(iter(sets.values()))
+    some = slice(0, config.export.check_rows)
+    other = rows.texts_b[some] if rows.texts_b is not None else None
+    bundle = export_bundle(
+        run.student(first.name), aside / "bundle", rows.texts[some], other, config.export
+    )
+    predictor = load(aside / "bundle", threads=config.evaluate.threads)
+    name = first.config.name
+    return System(
+        name + (TWIN if first.twin else ""),
+        "twin" if first.twin else "student",
+        {key: np.stack(found) for key, found in answers.items()},
+        bundle.parameters,
+        bundle.parameters_without_embeddings,
+        bundle.bytes,
+        lambda texts: predictor.probabilities(*_sides(texts)),
+        "gold labels alone" if first.twin else "learned from the teacher",
+        beside=name + TWIN if first.config.twin and not first.twin else None,
+    )
+
+
+def _predictions(folder: Path, sets: Mapping[str, Rows]) -> dict[str, Ints]:
+    """Return the predicted classes [rows] of one student on every set."""
+    from bert_kd.data.batches import encode
+    from bert_kd.student.model import load_student
+    from bert_kd.student.train import Examples, predict
+
+    student = load_student(folder)
+    found = {}
+    for name, rows in sets.items():
+        other = encode(student.tokenizer, rows.texts_b) if rows.texts_b is not None else None
+        examples = Examples(encode(student.tokenizer, rows.texts), other, rows.labels)
+        found[name] = predict(student.model, examples).argmax(axis=1)
+    return found
+
+
+def _sides(texts: Texts) -> tuple[list[str], list[str] | None]:
+    """Return first texts and second texts (None for single texts)."""
+    first = [text if isinstance(text, str) else text[0] for text in texts]
+    second = [text[1] for text in texts if not isinstance(text, str)]
+    return first, second or None
+
+
+# --- controls ----------------------------------------------------------------------------------
+
+
+def control_systems(
+    config: Config, sets: Mapping[str, Rows], seeds: int, notes: list[str]
+) -> list[System]:
+    """Return the controls, with settings chosen on validation; what was left out goes to `notes`.
+
+    The choice is kept in `controls.json` of the run folder, so that a later call only fits what was
+    chosen.
+    """
+    from bert_kd.teacher.model import locate_model
+
+    run = RunFolder(config.run)
+    prepared = load_prepared(run)
+    fits = {controls.TFIDF: controls.tfidf}
+    fits[controls.FASTTEXT] = controls.fasttext
+    fits[controls.STATIC] = lambda: controls.static(locate_model(config.teacher.model))
+    found = []
+    for name, make in fits.items():
+        try:
+            fit = make()
+        except MissingExtra as missing:
+            say(f"{name} is left out: {missing}")
+            notes.append(f"{name} is left out: {missing}")
+            continue
+        # The linear models come out the same whatever the seed.
+        count = seeds if name == controls.FASTTEXT else 1
+        found.append(_control_system(config, run, prepared, name, fit, count, sets))
+    return found
+
+
+def _control_system(
+    config: Config,
+    run: RunFolder,
+    prepared: Prepared,
+    name: str,
+    fit: controls.Fit,
+    seeds: int,
+    sets: Mapping[str, Rows],
+) -> System:
+    train = read_rows(run.split("train"))
+    settings = _chosen(config, run, prepared, name, fit, train)
+    say(f"{name}: {seeds} × {settings}")
+    fitted = [fit(train, settings, seed) for seed in range(1, seeds + 1)]
+    first = fitted[0]
+    return System(
+        name,
+        "control",
+        {
+            key: np.stack([control.predict(rows.texts, rows.texts_b) for control in fitted])
+            for key, rows in sets.items()
+        },
+        first.parameters,
+        first.parameters_without_embedding,
+        first.bytes,
+        lambda texts: first.predict(*_sides(texts)),
+        ", ".join(f"{key} {value}" for key, value in settings.items()),
+    )
+
+
+def _chosen(
+    config: Config,
+    run: RunFolder,
+    prepared: Prepared,
+    name: str,
+    fit: controls.Fit,
+    train: Rows,
+) -> dict[str, Any]:
+    """Return the settings of a control: those found before for the same data and grid, or those
+    best on validation.
+    """
+    path = run.root / "controls.json"
+    known = read_json(path) if path.exists() else {}
+    grid = controls.GRIDS[name]
+    rows = {split: prepared.fingerprints[split] for split in ("train", "validation")}
+    identity = fingerprint(rows, grid, config.teacher.model)
+    if known.get(name, {}).get("fingerprint") != identity:
+        say(f"{name}: choosing among {len(grid)} settings on validation")
+        choice = controls.choose(fit, grid, train, read_rows(run.split("validation")))
+        known[name] = {"fingerprint": identity, **asdict(choice)}
+        write_json(path, known)
+    return dict(known[name]["settings"])
