@@ -8,10 +8,8 @@ for the speed measurement alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +18,7 @@ import numpy.typing as npt
 from bert_kd.config import Config, TeacherSource
 from bert_kd.data.prepare import Prepared
 from bert_kd.data.rows import Rows, read_rows
-from bert_kd.errors import CacheError, MissingExtra, StageError
+from bert_kd.errors import CacheError, StageError
 from bert_kd.evaluate.comparisons import compare
 from bert_kd.evaluate.findings import (
     DataFacts,
@@ -33,11 +31,11 @@ from bert_kd.evaluate.findings import (
 )
 from bert_kd.evaluate.format import percent
 from bert_kd.evaluate.metrics import measure, worst_errors
-from bert_kd.evaluate.speed import System, Texts, measure_speed
 from bert_kd.logits.calibration import Calibration, calibrate
 from bert_kd.logits.combine import read_teachers
 from bert_kd.progress import progress, say
 from bert_kd.store import RunFolder, read_json
+from bert_kd.timing import with_speed
 
 if TYPE_CHECKING:
     from bert_kd.provenance import Member
@@ -99,7 +97,8 @@ def assess(
     if models[0].ensemble:
         notes.append(_about_ensemble(models[0], shown))
     if settings.speed_rounds:
-        models = _with_speed(config, run, prepared, models, students, splits, notes)
+        rows = next(iter(splits.values())).rows
+        models = with_speed(config, run, models, students, rows, notes)
 
     comparisons = tuple(
         _compare(config, student.name, name, members, splits[name], answers[name])
@@ -320,104 +319,6 @@ def _student_model(
         description=f"BiLSTM {shape.layers} × {shape.hidden} a direction, {shape.pooling} pooling",
         history=tuple(read_history(folder)),
     )
-
-
-def _with_speed(
-    config: Config,
-    run: RunFolder,
-    prepared: Prepared,
-    models: Sequence[Model],
-    students: dict[str, Student],
-    splits: dict[str, _Split],
-    notes: list[str],
-) -> list[Model]:
-    """Return the models with their speed: the teacher, the first seed of each student and twin."""
-    import torch
-
-    settings = config.evaluate
-    first = {(model.group, model.role): model for model in reversed(models)}
-    timed = [model for model in models if first[model.group, model.role] is model]
-    rows = next(iter(splits.values())).rows
-    texts: Texts = (
-        rows.texts if rows.texts_b is None else list(zip(rows.texts, rows.texts_b, strict=True))
-    )
-    threads = torch.get_num_threads()
-    torch.set_num_threads(settings.threads)
-    with ExitStack() as stack:
-        stack.callback(torch.set_num_threads, threads)
-        systems: dict[str, System] = {}
-        for model in timed:
-            if model.role != "teacher":
-                aside = Path(stack.enter_context(TemporaryDirectory()))
-                systems[model.name] = _student_system(
-                    config, run.student(model.name), aside, rows, students[model.name], notes
-                )
-            elif not config.logits.teachers:
-                folders = run.teachers(max(len(model.ensemble), 1))
-                systems[model.name] = _teacher_system(config, folders)
-        found = measure_speed(
-            systems,
-            texts,
-            single_texts=settings.speed_texts,
-            bulk_texts=settings.speed_bulk_texts,
-            rounds=settings.speed_rounds,
-        )
-    return [replace(model, speed=found.get(model.name)) for model in models]
-
-
-def _teacher_system(config: Config, folders: Sequence[Path]) -> System:
-    """Return the teacher, or all of an ensemble one after the other, as one system."""
-    import torch
-
-    from bert_kd.teacher.answer import Answering
-    from bert_kd.teacher.model import open_teacher
-
-    members = []
-    for folder in folders:
-        teacher = open_teacher(folder)
-        torch.nn.Module.to(teacher.model, "cpu")  # where the students are, too
-        members.append(Answering(teacher, "fp32", config.logits.tokens_per_batch))
-    return lambda texts: np.mean([answer(*_sides(texts)).logits for answer in members], axis=0)
-
-
-def _student_system(
-    config: Config, folder: Path, aside: Path, rows: Rows, student: Student, notes: list[str]
-) -> System:
-    """Return the student as it will be served; in torch where the runtime is not installed."""
-    try:
-        from bert_kd.runtime.export import export_bundle
-        from bert_kd.runtime.predictor import load
-
-        some = slice(0, 32)
-        other = rows.texts_b[some] if rows.texts_b is not None else None
-        export_bundle(folder, aside / "bundle", rows.texts[some], other, config.export)
-        predictor = load(aside / "bundle", threads=config.evaluate.threads)
-    except MissingExtra as missing:
-        note = f"Students were timed in torch, not in their runtime: {missing}"
-        if note not in notes:
-            notes.append(note)
-        return _torch_system(student)
-    return lambda texts: predictor.probabilities(*_sides(texts))
-
-
-def _torch_system(student: Student) -> System:
-    from bert_kd.data.batches import encode
-    from bert_kd.student.train import Examples, predict
-
-    def answer(texts: Texts) -> Any:
-        first, second = _sides(texts)
-        other = encode(student.tokenizer, second) if second is not None else None
-        labels = np.full(len(first), -1)
-        return predict(student.model, Examples(encode(student.tokenizer, first), other, labels))
-
-    return answer
-
-
-def _sides(texts: Texts) -> tuple[list[str], list[str] | None]:
-    """Return first texts and second texts (None for single texts)."""
-    first = [text if isinstance(text, str) else text[0] for text in texts]
-    second = [text[1] for text in texts if not isinstance(text, str)]
-    return first, second or None
 
 
 def _compare(

@@ -99,9 +99,9 @@ class AugmentConfig(Section):
     which exclude each other; `ngram`, `mix` and `swap` go by view.
     """
 
-    views: Annotated[int, Field(ge=0)] = 0
+    views: Annotated[int, Field(ge=0)] = 20
     """Views of a row; 0: none are made."""
-    maximum: Count = 200_000
+    maximum: Count = 100_000
     """At most this many views in all: of more rows fewer each are made, evenly."""
     mask: Fraction = 0.1
     """Share of words replaced by the teacher's mask token (Tang et al. 2019, p_mask)."""
@@ -156,8 +156,10 @@ class TeacherConfig(Section):
     labels: tuple[str, ...] | None = None
     """With `fine_tune = false`: class names in the model's order, where its own config names none.
     """
-    max_length: Annotated[int, Field(ge=4)] = 128
-    """Wordpieces a text, special tokens included; longer ones are cut."""
+    max_length: Annotated[int, Field(ge=4)] = 256
+    """Wordpieces a text, special tokens included; longer ones are cut. Short texts cost no more for
+    it: batches are as long as their own longest text.
+    """
     unfreeze: UnfreezeConfig = UnfreezeConfig()
     pooling: Literal["cls", "mean"] = "cls"
     """What the head reads: the model's own pooling, in BERT that of the first token; or the mean
@@ -165,7 +167,8 @@ class TeacherConfig(Section):
     """
     head_units: Annotated[int, Field(ge=0)] = 0
     """Units of a hidden layer before the output layer; 0: none (192 in the seed design)."""
-    epochs: Positive = 3.0
+    epochs: Positive | Literal["auto"] = "auto"
+    """`auto`: as many as bring 60,000 examples, from 3 (large data) to 20 (small data)."""
     batch_size: Count = 32
     gradient_accumulation: Count = 1
     learning_rate: Positive = 1e-4
@@ -279,7 +282,7 @@ class VocabularyConfig(Section):
 class EmbeddingConfig(Section):
     """The student's embedding and its start values."""
 
-    size: Count = 300
+    size: Count = 200
     start: Literal["random", "teacher", "words", "file"] = "teacher"
     """`teacher`: its token vectors reduced by PCA; `words`: what it makes of each wordpiece on its
     own, likewise (cached with its logits); `file`: word vectors in GloVe, word2vec or fastText text
@@ -298,7 +301,7 @@ class EmbeddingConfig(Section):
 class ModelConfig(Section):
     """The BiLSTM: embedding → layers of two directions → pooling → dense → classes."""
 
-    hidden_size: Count = 256
+    hidden_size: Count = 128
     """Units a direction."""
     layers: Count = 1
     pooling: Literal["final", "max", "mean", "attention"] = "max"
@@ -394,8 +397,11 @@ class LossConfig(Section):
 class TrainingConfig(Section):
     """The student's training loop."""
 
-    epochs: Count = 20
-    batch_size: Count = 64
+    epochs: Count = 8
+    """Over train, transfer texts and views together."""
+    twin_epochs: Count = 20
+    """Of a twin, over train alone: it has fewer rows to learn from."""
+    batch_size: Count = 32
     learning_rate: Positive = 1e-3
     weight_decay: NotNegative = 0.01
     warmup: Fraction = 0.05
@@ -435,10 +441,26 @@ class RowsConfig(Section):
         return self
 
 
+SIZES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    # 660,000 parameters at most, the embedding counted.
+    "nano": {
+        "vocabulary": {"size": 8_000},
+        "embedding": {"size": 64},
+        "model": {"hidden_size": 64, "dense": 64},
+    },
+    "base": {},  # the defaults
+    "large": {"embedding": {"size": 300}, "model": {"hidden_size": 256, "dense": 256}},
+}
+
+
 class StudentConfig(Section):
     """One student: `[[students]]` in the file."""
 
     name: Name
+    size: Literal["nano", "base", "large"] = "base"
+    """Sizes of vocabulary, embedding and network; keys given beside it win. `nano` has at most
+    660,000 parameters, the embedding counted.
+    """
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(_all_different)] = (17,)
     """One student is trained for each."""
     twin: bool = True
@@ -449,6 +471,18 @@ class StudentConfig(Section):
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
     training: TrainingConfig = TrainingConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_size(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping) or given.get("size") not in SIZES:
+            return given
+        expanded = dict(given)
+        for section, sizes in SIZES[given["size"]].items():
+            own = given.get(section, {})
+            if isinstance(own, Mapping):  # anything else is refused where it stands
+                expanded[section] = {**sizes, **own}
+        return expanded
 
 
 class EvaluateConfig(Section):

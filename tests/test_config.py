@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from places import CONFIGS
 
-from bert_kd.config import PRESETS, Config, LossConfig
+from bert_kd.config import PRESETS, Config, LossConfig, StudentConfig
 from bert_kd.config_file import load_config
 from bert_kd.errors import ConfigError
 
@@ -22,7 +22,7 @@ def test_every_shipped_config_loads(path: Path):
 
 
 def test_precedence_is_default_file_command_line(tmp_path: Path):
-    assert load_config().teacher.epochs == 3.0
+    assert load_config().teacher.epochs == "auto"
     path = tmp_path / "a.toml"
     path.write_text("[teacher]\nepochs = 5\nseed = 4\n")
     config = load_config(path, ["teacher.epochs=7"])
@@ -148,6 +148,35 @@ def test_a_stage_file_reproduces_its_configuration(tmp_path: Path):
 def test_the_configuration_cannot_be_changed():
     with pytest.raises(ValueError, match="frozen"):
         Config().run = Path("elsewhere")
+
+
+def test_sizes_fill_what_is_not_given():
+    nano = StudentConfig(name="small", size="nano", model={"layers": 2})
+    assert (nano.embedding.size, nano.model.hidden_size, nano.model.layers) == (64, 64, 2)
+    assert StudentConfig(name="base", size="base") == StudentConfig(name="base")
+    wide = StudentConfig(name="wide", size="large", embedding={"size": 100})
+    assert (wide.embedding.size, wide.model.hidden_size) == (100, 256)
+    again = StudentConfig.model_validate(wide.model_dump(mode="json"))
+    assert again == wide  # what a stage records gives the same student
+
+
+@pytest.mark.parametrize(("classes", "pair"), [(2, False), (77, False), (2, True)])
+def test_nano_has_at_most_660_000_parameters(classes: int, pair: bool):
+    from bert_kd.student.model import BiLSTM, Shape, count_parameters
+
+    nano = StudentConfig(name="small", size="nano")
+    shape = Shape(
+        vocabulary=nano.vocabulary.size,
+        embedding=nano.embedding.size,
+        hidden=nano.model.hidden_size,
+        layers=nano.model.layers,
+        pooling=nano.model.pooling,
+        dense=nano.model.dense,
+        classes=classes,
+        pair=pair,
+        match=pair,
+    )
+    assert count_parameters(BiLSTM(shape))[0] <= 660_000
 
 
 def test_presets_fill_what_is_not_given():

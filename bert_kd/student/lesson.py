@@ -186,7 +186,8 @@ def teach(
         loss = LossConfig(
             hard_weight=1.0, soft_weight=0.0, label_smoothing=config.loss.label_smoothing
         )
-        config = config.model_copy(update={"loss": loss})
+        training = config.training.model_copy(update={"epochs": config.training.twin_epochs})
+        config = config.model_copy(update={"loss": loss, "training": training})
     sizes = config.model
     shape = Shape(
         vocabulary=lesson.tokenizer.get_vocab_size(),

@@ -49,6 +49,8 @@ from bert_kd.teacher.objective import (
 from bert_kd.teacher.parts import rate_factors
 
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
+EXAMPLES, EPOCHS = 60_000, (3, 20)
+"""What `epochs = "auto"` goes by: examples wanted, and the least and most epochs."""
 NO_SPACE = ("No space left", "file write failed")
 """How safetensors and torch.save put a full disk."""
 
@@ -74,12 +76,19 @@ class Plan:
         """Return the plan for a training set of `rows` rows."""
         batches = math.ceil(rows / config.batch_size)
         per_epoch = math.ceil(batches / config.gradient_accumulation)
-        return Plan(math.ceil(config.epochs * per_epoch), per_epoch, config.evaluations_per_epoch)
+        epochs = _enough(rows) if config.epochs == "auto" else config.epochs
+        return Plan(math.ceil(epochs * per_epoch), per_epoch, config.evaluations_per_epoch)
 
     def evaluates_after(self, step: int) -> bool:
         """Whether step `step` (from 1) ends one of the equal parts of an epoch, or the training."""
         per_epoch, parts = self.steps_per_epoch, self.evaluations_per_epoch
         return step >= self.steps or step * parts // per_epoch > (step - 1) * parts // per_epoch
+
+
+def _enough(rows: int) -> float:
+    """Return how many epochs over `rows` rows bring `EXAMPLES` examples, within `EPOCHS`."""
+    least, most = EPOCHS
+    return min(max(math.ceil(EXAMPLES / rows), least), most)
 
 
 class _Rows(Dataset[int]):

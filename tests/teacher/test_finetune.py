@@ -24,6 +24,7 @@ from small_teachers import (
 )
 from torch.nn.functional import cross_entropy
 
+from bert_kd.config import TeacherConfig
 from bert_kd.errors import TeacherError
 from bert_kd.store import RunFolder
 from bert_kd.teacher.answer import answer
@@ -143,6 +144,12 @@ def test_evaluations_are_equal_parts_of_an_epoch():
     assert after == [4, 7, 10, 14, 17, 20, 24, 25]
     often = Plan(steps=3, steps_per_epoch=3, evaluations_per_epoch=10)
     assert [step for step in (1, 2, 3) if often.evaluates_after(step)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("rows", "epochs"), [(500, 20), (4_951, 13), (67_349, 3)])
+def test_small_data_is_gone_over_more_often(rows: int, epochs: int):
+    plan = Plan.of(TeacherConfig(epochs="auto", batch_size=32), rows)
+    assert plan.steps == epochs * -(-rows // 32)
 
 
 def test_batches_are_padded_to_their_longest_and_hold_every_row_once(base, run, monkeypatch):
