@@ -3,12 +3,14 @@
     python benchmarks/quality.py --suite trec --data FOLDER --seeds 5 --json FILE
     python benchmarks/quality.py --suite trec --data FOLDER --seeds 3 --json FILE --ablation
     python benchmarks/quality.py --suite trec --data FOLDER --seeds 3 --json FILE --curve
+    python benchmarks/quality.py --suite trec --data FOLDER --seeds 3 --json FILE --teachers
     python benchmarks/quality.py --write-docs
 
 Runs the stages of the suite's configuration in `--work` (killed, the same command goes on where it
 was), measures every system on the suite's test set, and writes the table: accuracy and macro-F1
 (means over seeds), differences with intervals from a paired bootstrap over rows and seeds, sizes,
-and speed in one thread, all systems in interleaved rounds. Further arguments are
+and speed in one thread, all systems in interleaved rounds. `--teachers` compares variants of the
+suite's teacher, without students, and times nothing but their training. Further arguments are
 `section.key=value` overrides of the configuration. `--write-docs` writes docs/results.md from all
 tables in benchmarks/results.
 """
@@ -26,7 +28,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import character_vectors
 import quality_docs
+import quality_teachers
 from quality_statistics import Interval, draw_together
 from quality_suites import SUITES, Suite, Variant, suite_named
 from quality_systems import (
@@ -46,13 +50,14 @@ from bert_kd.errors import UserError
 from bert_kd.evaluate.findings import machine_facts
 from bert_kd.evaluate.speed import Speed, measure_speed
 from bert_kd.progress import say
+from bert_kd.provenance import needs_teacher
 from bert_kd.stages import run_stages
 from bert_kd.store import commit, versions, write_json
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIGS = REPOSITORY / "scripts" / "configs"
 DATA = "BERT_KD_DATA"
-TABLES = ("main", "ablation", "curve")
+TABLES = ("main", "ablation", "curve", "teachers")
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,8 @@ class Request:
             found.append(f"data.source={self.data}")
         seeds = list(range(1, self.seeds + 1))
         names = [student.name for student in load_config(self.config).students]
-        return [*found, *(f"students.{name}.seeds={seeds}" for name in names), *self.overrides]
+        found += [f"students.{name}.seeds={seeds}" for name in names]
+        return [*found, *character_vectors.overrides(self.data, self.work), *self.overrides]
 
 
 # --- what is measured --------------------------------------------------------------------------
@@ -83,17 +89,26 @@ class Request:
 
 def measure(request: Request) -> dict[str, Any]:
     """Make what the table needs, measure it, and return the benchmark's JSON."""
-    config = load_config(request.config, request.all_overrides)
+    overrides = request.all_overrides
+    if request.table == "teachers":
+        overrides += quality_teachers.TEACHERS_ALONE
+    config = load_config(request.config, overrides)
     notes = list(request.suite.notes)
+    character_vectors.write_vectors(request.data, request.work)
     with ExitStack() as bundles:
         if request.table == "main":
             systems, sets = _main_table(request, config, bundles, notes)
+        elif request.table == "teachers":
+            systems, sets = _teachers_table(request, config, notes)
         else:
-            variants = getattr(request.suite, request.table)
-            systems, sets = _variant_table(request, config, variants, bundles)
+            systems, sets = _variant_table(request, config, _variants(request), bundles)
         speeds = _speeds(systems, sets, config.evaluate)
+    taught = systems[0].role == "teacher"
     values = {
-        system.name: _sizes(system) | _speed_values(speeds.get(system.name)) for system in systems
+        system.name: _sizes(system)
+        | _speed_values(speeds.get(system.name), ratios=taught)
+        | {**system.figures}
+        for system in systems
     }
     for name, rows in sets.items():
         for system, found in _accuracies(systems, name, rows, config.evaluate).items():
@@ -111,24 +126,46 @@ def _main_table(
     run_stages(config, last="train-students")
     sets = read_sets(request.suite.sets, config, request.data)
     students = student_systems(config, sets, bundles)
-    found = [teacher_system(config, sets), *students.values()]
+    found = [*_teachers(config, sets), *students.values()]
     return found + control_systems(config, sets, request.seeds, notes), sets
 
 
-def _variant_table(
-    request: Request, config: Config, variants: Sequence[Variant], bundles: ExitStack
-) -> tuple[list[System], dict[str, Rows]]:
+def _teachers(config: Config, sets: Mapping[str, Rows]) -> list[System]:
+    return [teacher_system(config, sets)] if needs_teacher(config) else []
+
+
+def _variants(request: Request) -> tuple[Variant, ...]:
+    variants: tuple[Variant, ...] = getattr(request.suite, request.table)
     if not variants:
         raise UserError(
             f"the suite {request.suite.name!r} has no {request.table}: name its variants in "
             "benchmarks/quality_suites.py"
         )
+    return variants
+
+
+def _teachers_table(
+    request: Request, config: Config, notes: list[str]
+) -> tuple[list[System], dict[str, Rows]]:
+    candidates = quality_teachers.plan(
+        request.config, request.all_overrides, _variants(request), request.seeds
+    )
+    quality_teachers.make(candidates)
+    notes += quality_teachers.notes(candidates)
+    sets = read_sets(quality_teachers.SETS, candidates[0].runs[0], request.data)
+    return quality_teachers.candidate_systems(candidates, sets), sets
+
+
+def _variant_table(
+    request: Request, config: Config, variants: Sequence[Variant], bundles: ExitStack
+) -> tuple[list[System], dict[str, Rows]]:
     lines, places = plan(config, request.config, request.all_overrides, variants)
     made = make(config, lines)
     sets = read_sets(request.suite.sets, config, request.data)
-    found = [teacher_system(config, sets)]
-    for size in sorted({line.teacher.ensemble for line in made} - {config.teacher.ensemble}):
-        line = next(line for line in made if line.teacher.ensemble == size)
+    found = _teachers(config, sets)
+    others = {line.teacher.ensemble for line in made if needs_teacher(line)}
+    for size in sorted(others - {config.teacher.ensemble}):
+        line = next(line for line in made if needs_teacher(line) and line.teacher.ensemble == size)
         name = f"{size} teachers" if size > 1 else "1 teacher"
         found.append(teacher_system(line, sets, name))
     students = [student_systems(line, sets, bundles) for line in made]
@@ -154,7 +191,8 @@ def _speeds(
     """Return the speed of every system, the first one being what others are compared with."""
     import torch
 
-    if not settings.speed_rounds:
+    timed = {system.name: system.answer for system in systems if system.answer is not None}
+    if not settings.speed_rounds or not timed:
         return {}
     rows = next(iter(sets.values()))
     pairs = None if rows.texts_b is None else list(zip(rows.texts, rows.texts_b, strict=True))
@@ -162,7 +200,7 @@ def _speeds(
     torch.set_num_threads(settings.threads)
     try:
         return measure_speed(
-            {system.name: system.answer for system in systems},
+            timed,
             pairs or rows.texts,
             single_texts=settings.speed_texts,
             bulk_texts=settings.speed_bulk_texts,
@@ -190,13 +228,13 @@ def _accuracies(
         figures = _spread(f"{name}.accuracy", draws.accuracy(system.name))
         figures[f"{name}.accuracy_std"] = draws.deviation(system.name)
         figures[f"{name}.macro_f1"] = sum(map(float, scores)) / len(scores)
-        if system.name != TEACHER:
+        if TEACHER in predictions and system.name != TEACHER:
             minus = draws.difference(system.name, TEACHER)
             figures |= _spread(f"{name}.minus_teacher", minus)
         if system.beside is not None:
             minus = draws.difference(system.name, system.beside)
             figures |= _spread(f"{name}.minus_beside", minus)
-            if system.part is None:
+            if TEACHER in predictions and system.part is None:
                 gap = draws.gap_closed(system.name, system.beside, TEACHER)
                 figures |= _spread(f"{name}.gap_closed", gap) if gap else {}
         found[system.name] = figures
@@ -216,28 +254,31 @@ def _sizes(system: System) -> dict[str, float | None]:
     }
 
 
-def _speed_values(speed: Speed | None) -> dict[str, float | None]:
+def _speed_values(speed: Speed | None, *, ratios: bool) -> dict[str, float | None]:
+    """Return the figures of speed; `ratios`: with those to the first system, a teacher."""
     if speed is None:
         return {}
-    return {
+    found: dict[str, float | None] = {
         "latency_p50_us": speed.p50,
         "latency_p99_us": speed.p99,
         "texts_per_second": speed.texts_per_second,
-        "times_faster_single": speed.times_faster,
-        "times_faster_bulk": speed.times_throughput,
     }
+    if ratios:
+        found["times_faster_single"] = speed.times_faster
+        found["times_faster_bulk"] = speed.times_throughput
+    return found
 
 
 def _rows(values: Mapping[str, Mapping[str, float | None]]) -> list[dict[str, Any]]:
-    """Return a row per system and metric; the ratio is to the teacher, within the table."""
-    teacher = values[TEACHER]
+    """Return a row per system and metric; the ratio is to the first system, within the table."""
+    first = next(iter(values))
     rows = []
     for system, found in values.items():
         for metric, value in found.items():
-            beside = teacher.get(metric)
+            beside = values[first].get(metric)
             ratio = value / beside if value is not None and beside else None
             row = {"system": system, "metric": metric, "value": value}
-            rows.append(row | {"ratio": ratio, "ratio_to": TEACHER})
+            rows.append(row | {"ratio": ratio, "ratio_to": first})
     return rows
 
 
@@ -254,7 +295,13 @@ def _facts(
     )
     if request.data is not None:
         settings["data"]["source"] = request.data.name
-    settings["teacher"]["model"] = systems[0].about
+    if systems[0].role == "teacher":
+        settings["teacher"]["model"] = systems[0].about
+    else:
+        del settings["teacher"], settings["logits"]
+    for student in settings["students"]:
+        file = student["embedding"]["file"]
+        student["embedding"]["file"] = file and Path(file).name
     return {
         "suite": request.suite.name,
         "table": request.table,
@@ -340,7 +387,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--suite", help=f"{', '.join(SUITES)}, or all")
-    parser.add_argument("--seeds", type=int, default=5, help="of every student: 1 … N")
+    parser.add_argument(
+        "--seeds", type=int, default=5, help="1 … N: of every student, or teacher with --teachers"
+    )
     parser.add_argument("--data", type=Path, help=f"folder of the data folders; else ${DATA}")
     parser.add_argument("--work", type=Path, help="folder of the runs, one below it a suite")
     parser.add_argument("--json", type=Path, help="with --suite all: a folder")

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Json = Mapping[str, Any]
-ORDER = {"main": 0, "ablation": 1, "curve": 2}
+ORDER = {"main": 0, "ablation": 1, "curve": 2, "teachers": 3}
 TITLES = {
     "parts": "What each part brings (each row adds one to the row above)",
     "losses": "Squared error against KL divergence",
@@ -54,6 +54,9 @@ of the embedding and without. A size is that of the files a user needs: of the t
 of a student its bundle, of a control its weights and vocabulary. Speed is measured from raw text
 to answer, one by one and in bulk, all systems of a table in interleaved rounds; in brackets it is
 how many times as fast as the teacher.
+
+The tables of teachers compare a suite's teacher with variants of it, without students; differences
+are to the first row.
 """
 
 
@@ -87,8 +90,13 @@ def rows_of(found: Json) -> list[Row]:
 
 
 def tables(found: Json) -> list[str]:
-    """Return the lines of a table's Markdown: a table a set, of an ablation one a part."""
+    """Return the lines of a table's Markdown: a table a set, of an ablation one a part; of teachers
+    one for all sets.
+    """
     rows, sets = rows_of(found), found["config"]["sets"]
+    if found["config"]["table"] == "teachers":
+        head = ", ".join(f"{name} ({tested:,} rows)" for name, tested in sets.items())
+        return _table(f"Teachers: {head}", rows, _teacher_columns(list(sets)))
     lines: list[str] = []
     for name, tested in sets.items():
         head = f"{name} ({tested:,} rows)"
@@ -136,6 +144,24 @@ def _variant_columns(name: str) -> dict[str, Callable[[Row], str]]:
     }
 
 
+def _teacher_columns(names: Sequence[str]) -> dict[str, Callable[[Row], str]]:
+    columns: dict[str, Callable[[Row], str]] = {"teacher": lambda row: row.name}
+    for name in names:
+        columns |= _compared_columns(name)
+    return columns | {
+        "seeds": lambda row: str(_integer(row, "seeds")),
+        "trained parameters": lambda row: parameters(_integer(row, "trainable_parameters")),
+        "time": lambda row: times(row.values.get("relative_seconds")),
+    }
+
+
+def _compared_columns(name: str) -> dict[str, Callable[[Row], str]]:
+    return {
+        f"{name} %": lambda row: _with_interval(row, f"{name}.accuracy", percent),
+        f"{name}: difference": lambda row: _with_interval(row, f"{name}.minus_beside", points),
+    }
+
+
 def _accuracy_columns(name: str) -> dict[str, Callable[[Row], str]]:
     return {
         "accuracy %": lambda row: _with_interval(row, f"{name}.accuracy", percent),
@@ -175,7 +201,9 @@ def _integer(row: Row, metric: str) -> int | None:
 def _speed(row: Row, metric: str, ratio: str, show: Callable[[float | None], str]) -> str:
     if row.values.get(metric) is None:
         return NOTHING
-    return f"{show(row.values[metric])} ({times(row.values.get(ratio))})"
+    found = show(row.values[metric])
+    faster = row.values.get(ratio)
+    return found if faster is None else f"{found} ({times(faster)})"
 
 
 # --- the document ------------------------------------------------------------------------------
@@ -269,7 +297,9 @@ def draw(found: Json) -> str:
         if found["config"]["table"] == "main":
             _draw_speed(figure, rows, shown)
         elif found["config"]["table"] == "ablation":
-            _draw_dots(figure, rows, shown)
+            _draw_dots(figure, rows, shown, "the teacher")
+        elif found["config"]["table"] == "teachers":
+            _draw_dots(figure, rows, shown, rows[0].name)
         else:
             _draw_curves(figure, rows, shown)
         file = io.StringIO()
@@ -294,8 +324,10 @@ def _draw_speed(figure: Figure, rows: Sequence[Row], shown: str) -> None:
     axes.set_ylabel(f"accuracy on {shown}, %")
 
 
-def _draw_dots(figure: Figure, rows: Sequence[Row], shown: str) -> None:
-    """Draw a line of dots with intervals a part; the teacher is a vertical line."""
+def _draw_dots(figure: Figure, rows: Sequence[Row], shown: str, dashed: str) -> None:
+    """Draw a line of dots with intervals a part; the first teacher is a vertical line, explained as
+    `dashed`.
+    """
     names = list(dict.fromkeys(row.part for row in rows if row.part))
     counts = [sum(row.part == name for row in rows) for name in names]
     figure.set_size_inches(8, 0.28 * sum(counts) + 0.7 * len(names) + 0.5)
@@ -310,7 +342,7 @@ def _draw_dots(figure: Figure, rows: Sequence[Row], shown: str) -> None:
         _teacher_line(rows, shown, axes.axvline)
     for axes in found[1:]:
         axes.sharex(found[0])
-    found[-1].set_xlabel(f"accuracy on {shown}, % (dashed: the teacher)")
+    found[-1].set_xlabel(f"accuracy on {shown}, % (dashed: {dashed})")
 
 
 def _draw_curves(figure: Figure, rows: Sequence[Row], shown: str) -> None:
@@ -330,7 +362,8 @@ def _draw_curves(figure: Figure, rows: Sequence[Row], shown: str) -> None:
         axes.minorticks_off()
         axes.set_xlabel(AXES.get(name, name))
         _teacher_line(rows, shown, axes.axhline)
-    found[0].set_ylabel(f"accuracy on {shown}, % (dashed: the teacher)")
+    dashed = " (dashed: the teacher)" if any(row.role == "teacher" for row in rows) else ""
+    found[0].set_ylabel(f"accuracy on {shown}, %{dashed}")
     for axes in found[1:]:
         axes.sharey(found[0])
 

@@ -1,9 +1,9 @@
-"""What the accuracy benchmark measures: data sets, and the variants of the ablation and of the
-learning curves, as plain data.
+"""What the accuracy benchmark measures: data sets, and the variants of the ablation, the learning
+curves and the study of teachers, as plain data.
 
 A variant is the suite's student under another name and with other settings. Those of other data,
 views or teachers get a run folder of their own, which shares teachers and cached answers with the
-suite's.
+suite's. In the study of teachers it is the suite's teacher with other settings.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ Overrides = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of an ablation or a learning curve; `beside` names the row that it is compared
-    with.
+    """One row of an ablation, a learning curve or a study of teachers; `beside` names the row that
+    it is compared with.
     """
 
     name: str
@@ -50,6 +50,7 @@ class Suite:
     notes: tuple[str, ...] = ()
     ablation: tuple[Variant, ...] = ()
     curve: tuple[Variant, ...] = ()
+    teachers: tuple[Variant, ...] = ()
 
 
 STUDENT = "students.base"
@@ -148,6 +149,47 @@ def curves(epochs: tuple[int, ...]) -> tuple[Variant, ...]:
     return tuple(found)
 
 
+CONFIGURED = "as configured"
+"""The row that variants of a teacher are compared with: one teacher of the suite's own settings."""
+
+
+def _teachers(part: str, by_name: Mapping[str, Overrides]) -> tuple[Variant, ...]:
+    return tuple(Variant(name, overrides, part, CONFIGURED) for name, overrides in by_name.items())
+
+
+LAYERS = _teachers(
+    "trained layers",
+    {"last layer": ("teacher.unfreeze.last_layers=1",)}
+    | {f"last {n} layers": (f"teacher.unfreeze.last_layers={n}",) for n in (2, 4, 6)}
+    | {"all, and embeddings": ("teacher.unfreeze.last_layers=all",)},
+)
+MEAN_POOLING = _teachers("pooling", {"mean pooling": ("teacher.pooling=mean",)})
+ENSEMBLE_OF_3 = _teachers("ensemble", {"ensemble of 3": ("teacher.ensemble=3",)})
+
+
+def teachers(learning_rates: tuple[float, float], epochs: tuple[int, int]) -> tuple[Variant, ...]:
+    """Return the variants of a suite's teacher; given are half and double its learning rate and its
+    epochs.
+    """
+    steps = {
+        f"learning rate {rate:g}": (f"teacher.learning_rate={rate:g}",) for rate in learning_rates
+    }
+    steps |= {f"layer decay {decay}": (f"teacher.layer_decay={decay}",) for decay in (0.9, 0.8)}
+    steps |= {f"warm-up {share:g}": (f"teacher.warmup={share:g}",) for share in (0.0, 0.2)}
+    steps |= {f"{count} epochs": (f"teacher.epochs={count}",) for count in epochs}
+    regularisation: dict[str, Overrides] = {
+        "label smoothing 0.1": ("teacher.label_smoothing=0.1",),
+        "R-Drop 1": ("teacher.r_drop=1",),
+    }
+    return (
+        *LAYERS,
+        *_teachers("optimisation", steps),
+        *_teachers("regularisation", regularisation),
+        *MEAN_POOLING,
+        *ENSEMBLE_OF_3,
+    )
+
+
 MOVIES = "../unlabelled_movie_sentences/pool.tsv.gz"
 CHOSEN_ON_VALIDATION = (
     "Epochs and the settings of controls are chosen on validation: accuracies there flatter all "
@@ -163,6 +205,7 @@ _ALL = (
         ("validation is GLUE's, test is SST's own. " + CHOSEN_ON_VALIDATION,),
         ablation((MOVIES,), views=2),
         curves((1, 2, 4, 8, 16)),
+        (*LAYERS, *MEAN_POOLING, *ENSEMBLE_OF_3),
     ),
     Suite(
         "trec",
@@ -170,10 +213,33 @@ _ALL = (
         "trec",
         ablation=ablation((), views=8),
         curve=curves((5, 10, 20, 40)),
+        teachers=teachers((1e-4, 4e-4), (3, 12)),
     ),
-    Suite("mrpc", "mrpc.toml", "mrpc", curve=curves((5, 10, 20, 40))),
-    Suite("helpdesk", "demo.toml", None, curve=curves((5, 10, 20, 40))),
-    Suite("thucnews", "thucnews.toml", "thucnews", curve=curves((1, 2, 4, 8))),
+    Suite(
+        "mrpc",
+        "mrpc.toml",
+        "mrpc",
+        curve=curves((5, 10, 20, 40)),
+        teachers=teachers((5e-5, 2e-4), (4, 16)),
+    ),
+    Suite(
+        "helpdesk",
+        "demo.toml",
+        None,
+        curve=curves((5, 10, 20, 40)),
+        teachers=teachers((1e-4, 4e-4), (4, 16)),
+    ),
+    Suite(
+        "thucnews",
+        "thucnews.toml",
+        "thucnews",
+        notes=(
+            "train holds half of the usual 180,000 headlines. There is no teacher here: the "
+            "student learns from the gold labels alone, from vectors of characters where the data "
+            "comes with them.",
+        ),
+        curve=curves((1, 2, 4, 8)),
+    ),
     Suite(
         "chnsenticorp",
         "chnsenticorp.toml",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -25,7 +25,7 @@ from bert_kd.errors import MissingExtra, UserError
 from bert_kd.evaluate.speed import System as Answer
 from bert_kd.evaluate.speed import Texts
 from bert_kd.progress import say
-from bert_kd.provenance import NO_WISHES, Member, members, teacher_sources
+from bert_kd.provenance import NO_WISHES, Member, members, needs_teacher, teacher_sources
 from bert_kd.store import RunFolder, fingerprint, read_json, write_json
 
 Ints = npt.NDArray[np.int64]
@@ -43,10 +43,11 @@ class System:
     predictions: Mapping[str, Ints]
     """By set: the predicted classes, [seeds, rows]."""
     parameters: int
-    parameters_without_embedding: int
+    parameters_without_embedding: int | None
+    """None: not counted."""
     bytes: int
-    answer: Answer
-    """Answers texts, from raw text to probabilities or classes."""
+    answer: Answer | None
+    """Answers texts, from raw text to probabilities or classes. None: not timed."""
     about: str
     beside: str | None = None
     """The system that it is compared with beside the teacher: a student's twin, the variant
@@ -54,6 +55,8 @@ class System:
     part: str | None = None
     """Of a variant, the table or curve it belongs to; `x` is its place on the curve."""
     x: float | None = None
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """Further ones, by metric."""
 
 
 def read_sets(names: Sequence[str], config: Config, folder: Path | None) -> dict[str, Rows]:
@@ -110,30 +113,10 @@ def teacher_system(config: Config, sets: Mapping[str, Rows], name: str = TEACHER
     """Return the teacher (of an ensemble all members together) of a run whose cache is filled."""
     import torch
 
-    from bert_kd.logits.calibration import calibrate
-    from bert_kd.logits.combine import read_teachers
     from bert_kd.teacher.answer import Answering
     from bert_kd.teacher.model import open_teacher
 
     run = RunFolder(config.run)
-    prepared = load_prepared(run)
-    sources = teacher_sources(config, run, NO_WISHES)
-    temperatures: list[float] = []
-    if config.logits.calibrate:
-        rows = read_rows(run.split("validation"))
-        found = calibrate(sources, prepared.labels, rows.keys, rows.labels)
-        temperatures = [one.temperature for one in found]
-    predictions = {}
-    for name_of_set, rows in sets.items():
-        answers = read_teachers(
-            sources,
-            prepared.labels,
-            rows.keys,
-            config.logits.combine,
-            features=False,
-            temperatures=temperatures,
-        )
-        predictions[name_of_set] = answers.logits.argmax(axis=1)[None]  # [1, rows]
     folders = run.teachers(config.teacher.ensemble)
     asked = []
     total = embedding = 0
@@ -148,13 +131,42 @@ def teacher_system(config: Config, sets: Mapping[str, Rows], name: str = TEACHER
     return System(
         name,
         "teacher",
-        predictions,
+        teacher_predictions(config, sets),
         total,
         total - embedding,
         sum(file.stat().st_size for folder in folders for file in folder.glob("*.safetensors")),
         lambda texts: [answering(*_sides(texts)) for answering in asked],
         base if len(folders) == 1 else f"{len(folders)} × {base}",
     )
+
+
+def teacher_predictions(config: Config, sets: Mapping[str, Rows]) -> dict[str, Ints]:
+    """Return the classes [1, rows] that a run's teachers together predict, from its filled cache,
+    on every set.
+    """
+    from bert_kd.logits.calibration import calibrate
+    from bert_kd.logits.combine import read_teachers
+
+    run = RunFolder(config.run)
+    prepared = load_prepared(run)
+    sources = teacher_sources(config, run, NO_WISHES)
+    temperatures: list[float] = []
+    if config.logits.calibrate:
+        rows = read_rows(run.split("validation"))
+        found = calibrate(sources, prepared.labels, rows.keys, rows.labels)
+        temperatures = [one.temperature for one in found]
+    predictions = {}
+    for name, rows in sets.items():
+        answers = read_teachers(
+            sources,
+            prepared.labels,
+            rows.keys,
+            config.logits.combine,
+            features=False,
+            temperatures=temperatures,
+        )
+        predictions[name] = answers.logits.argmax(axis=1)[None]  # [1, rows]
+    return predictions
 
 
 # --- students ----------------------------------------------------------------------------------
@@ -169,16 +181,16 @@ def student_systems(
     that lasts as long as `bundles`.
     """
     run = RunFolder(config.run)
-    found: dict[tuple[str, bool], System] = {}
-    for student in config.students:
-        for twin in (False, True) if student.twin else (False,):
-            mine = [
-                member
-                for member in members(config)
-                if member.config.name == student.name and member.twin is twin
-            ]
-            found[student.name, twin] = _student_system(config, run, mine, sets, bundles)
-    return found
+    seeds: dict[tuple[str, bool], list[Member]] = {}
+    for member in members(config):
+        seeds.setdefault((member.config.name, member.twin), []).append(member)
+    found = {key: _student_system(config, run, mine, sets, bundles) for key, mine in seeds.items()}
+    return {
+        (name, twin): replace(system, beside=name + TWIN)
+        if not twin and (name, True) in found
+        else system
+        for (name, twin), system in found.items()
+    }
 
 
 def _student_system(
@@ -204,7 +216,8 @@ def _student_system(
         run.student(first.name), aside / "bundle", rows.texts[some], other, config.export
     )
     predictor = load(aside / "bundle", threads=config.evaluate.threads)
-    name = first.config.name
+    name, loss = first.config.name, first.config.loss
+    taught = not first.twin and bool(loss.soft_weight or loss.feature_weight)
     return System(
         name + (TWIN if first.twin else ""),
         "twin" if first.twin else "student",
@@ -213,8 +226,7 @@ def _student_system(
         bundle.parameters_without_embeddings,
         bundle.bytes,
         lambda texts: predictor.probabilities(*_sides(texts)),
-        "gold labels alone" if first.twin else "learned from the teacher",
-        beside=name + TWIN if first.config.twin and not first.twin else None,
+        "learned from the teacher" if taught else "gold labels alone",
     )
 
 
@@ -247,6 +259,7 @@ def control_systems(
     config: Config, sets: Mapping[str, Rows], seeds: int, notes: list[str]
 ) -> list[System]:
     """Return the controls, with settings chosen on validation; what was left out goes to `notes`.
+    Static vectors are those of the teacher's base model: without a teacher there are none.
 
     The choice is kept in `controls.json` of the run folder, so that a later call only fits what was
     chosen.
@@ -257,7 +270,8 @@ def control_systems(
     prepared = load_prepared(run)
     fits = {controls.TFIDF: controls.tfidf}
     fits[controls.FASTTEXT] = controls.fasttext
-    fits[controls.STATIC] = lambda: controls.static(locate_model(config.teacher.model))
+    if needs_teacher(config):
+        fits[controls.STATIC] = lambda: controls.static(locate_model(config.teacher.model))
     found = []
     for name, make in fits.items():
         try:

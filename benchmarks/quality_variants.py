@@ -106,7 +106,8 @@ def _subset(main: Config, config: Config, share: float) -> Config:
     data = DataConfig(source=str(folder), text_b="text_b" if prepared.pair else None)
     sources = teacher_sources(main, run, NO_WISHES)
     logits = main.logits.model_copy(update={"teachers": sources})
-    return config.model_copy(update={"data": data, "augment": AugmentConfig(), "logits": logits})
+    augment = AugmentConfig(views=0)
+    return config.model_copy(update={"data": data, "augment": augment, "logits": logits})
 
 
 def _first(rows: Rows, share: float) -> Rows:
@@ -128,12 +129,12 @@ def _first(rows: Rows, share: float) -> Rows:
 
 def _folder(main: Config, config: Config, share: float | None) -> Path:
     """Return the run folder of a variant: that of `main` where only its student differs."""
-    if share is None and _line(config) == _line(main):
+    if share is None and line_settings(config) == line_settings(main):
         return main.run
-    return main.run / "variants" / fingerprint(*_line(config), share)
+    return main.run / "variants" / fingerprint(*line_settings(config), share)
 
 
-def _line(config: Config) -> list[object]:
+def line_settings(config: Config) -> list[object]:
     """Return the sections that stages 01 to 03 go by."""
     sections = (config.data, config.augment, config.teacher, config.logits)
     return [section.model_dump(mode="json") for section in sections]
@@ -148,13 +149,19 @@ def _share(source: RunFolder, target: RunFolder) -> None:
     """Let `target` use the finished teachers and the cached answers of `source`, by links."""
     for teacher in sorted(source.root.glob("teacher*")):
         if (teacher / STAMP).exists():
-            _link(teacher, target.root / teacher.name)
+            link(teacher, target.root / teacher.name)
+    share_answers(source, target)
+
+
+def share_answers(source: RunFolder, target: RunFolder) -> None:
+    """Let `target` use the cached answers of `source`, by links."""
     if source.logits.is_dir():
         for cache in sorted(path for path in source.logits.iterdir() if path.is_dir()):
-            _link(cache, target.logits / cache.name)
+            link(cache, target.logits / cache.name)
 
 
-def _link(source: Path, target: Path) -> None:
+def link(source: Path, target: Path) -> None:
+    """Make `target` a link to the folder `source`, unless it is there."""
     make_folder(target.parent)
     if not target.exists():
         target.symlink_to(source.resolve(), target_is_directory=True)

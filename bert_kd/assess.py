@@ -47,7 +47,7 @@ TEACHER = "teacher"
 
 @dataclass(frozen=True)
 class _Split:
-    """One split with the teacher's answers (None: the cache lacks them)."""
+    """One split with the teacher's answers (None: there is no teacher, or the cache lacks them)."""
 
     rows: Rows
     teacher: Logits | None
@@ -60,11 +60,15 @@ def assess(
     members: Sequence[Member],
     sources: Sequence[TeacherSource],
 ) -> Report:
-    """Return the report of all members (and the teacher) on the configured splits."""
+    """Return the report of all members (and the teacher, where there are `sources`) on the
+    configured splits.
+    """
     from bert_kd.student.model import load_student
 
     settings = config.evaluate
     notes: list[str] = []
+    if not sources:
+        notes.append("There is no teacher: every student learned from the gold labels alone.")
     calibrations = _calibrations(config, run, prepared, sources)
     notes.extend(_about_calibration(calibration) for calibration in calibrations)
     temperatures = [calibration.temperature for calibration in calibrations]
@@ -121,7 +125,7 @@ def _calibrations(
     config: Config, run: RunFolder, prepared: Prepared, sources: Sequence[TeacherSource]
 ) -> tuple[Calibration, ...]:
     """Return the calibrations that the students' lessons had too; none where not asked for."""
-    if not config.logits.calibrate:
+    if not config.logits.calibrate or not sources:
         return ()
     rows = read_rows(run.split("validation"))
     return calibrate(sources, prepared.labels, rows.keys, rows.labels)
@@ -142,7 +146,11 @@ def _teacher_logits(
     split: str,
     notes: list[str],
 ) -> Logits | None:
-    """Return the teachers' answers to a split, or None where an imported cache lacks them."""
+    """Return the teachers' answers to a split, or None where there are no teachers or an imported
+    cache lacks them.
+    """
+    if not sources:
+        return None
     try:
         return read_teachers(
             sources,

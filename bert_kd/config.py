@@ -99,8 +99,10 @@ class AugmentConfig(Section):
     which exclude each other; `ngram`, `mix` and `swap` go by view.
     """
 
-    views: Annotated[int, Field(ge=0)] = 20
-    """Views of a row; 0: none are made."""
+    views: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """Views of a row; 0: none are made. `auto`: 20, but none where `logits.teachers` names caches,
+    whose teachers can't be asked.
+    """
     maximum: Count = 100_000
     """At most this many views in all: of more rows fewer each are made, evenly."""
     mask: Fraction = 0.1
@@ -117,14 +119,14 @@ class AugmentConfig(Section):
     """Share of views of which a span of words alone is kept (Tang et al. 2019, p_ng); single texts.
     """
     mix: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
-    """Share of views made of the beginning of one text and the end of another of its class; of a
-    pair, of its first side and the second side of another pair.
+    """Share of views made of the beginning of one text and the end of another, of its class or, as
+    often, of any; of a pair, of its first side and the second side of another pair.
     """
     swap: Annotated[float, Field(ge=0.0, le=1.0)] = 0.25
     """Share of views with the sides of a pair swapped."""
     masked_lm: str | None = None
-    """Folder or hub name of a masked language model for `neighbours`; None: the teacher's model
-    where it is one, else token vectors.
+    """Folder or hub name of a masked language model that proposes words for `neighbours`, text by
+    text; None: the token vectors of the teacher's model, which takes no time.
     """
     seed: Seed = 17
 
@@ -275,6 +277,10 @@ class VocabularyConfig(Section):
     """
     minimum_count: Count = 1
     """Entries that occur less often are left out, single characters aside."""
+    fill: bool = True
+    """Of `wordpiece`: the room that is left takes the teacher's other pieces, its most usual first,
+    so that words which the data lacks have vectors of their own.
+    """
     max_length: Count = 256
     """Tokens a text (each side of a pair); longer ones are cut."""
 
@@ -338,7 +344,7 @@ class LossConfig(Section):
 
     preset: Literal["hinton", "tang2019", "seed"] | None = None
     """Published weights; keys given beside it win."""
-    soft: Literal["mse", "kl", "soft_ce", "dkd", "dist"] = "mse"
+    soft: Literal["mse", "kl", "soft_ce", "dkd", "dist"] = "kl"
     """Mean squared error of the logits; KL divergence or cross-entropy of softened probabilities;
     decoupled KD (Zhao et al. 2022); correlations within rows and classes (DIST, Huang et al. 2022).
     """
@@ -346,7 +352,7 @@ class LossConfig(Section):
     soft_weight: NotNegative = 1.0
     feature_weight: NotNegative = 0.0
     feature: Literal["mse", "cosine"] = "mse"
-    temperature: Positive = 1.0
+    temperature: Positive = 2.0
     """Of every soft term but `mse`; they are multiplied by its square."""
     standardise: bool = False
     """Each row's logits, the student's and the teacher's, are brought to mean 0 and deviation 1
@@ -421,7 +427,9 @@ class TrainingConfig(Section):
     checkpoint_seconds: NotNegative = 60.0
     """Within an epoch, a checkpoint at most this often; one is always written at its end."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """`auto`: bf16 on a GPU that has it, else fp32."""
+    """Of the matrix products; weights, their updates and the loss are in fp32. `auto`: bf16 on a
+    GPU or CPU that computes in it, else fp32.
+    """
 
 
 class RowsConfig(Section):
@@ -464,7 +472,13 @@ class StudentConfig(Section):
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(_all_different)] = (17,)
     """One student is trained for each."""
     twin: bool = True
-    """Also train each with gold labels only, for comparison."""
+    """Also train each with gold labels only, for comparison; of students without a teacher none, as
+    it would be the same.
+    """
+    start_from: Path | None = None
+    """Folder of a student of the same sizes (of another task, or of general text) whose LSTM and
+    word vectors this one starts from; the twin too.
+    """
     rows: RowsConfig = RowsConfig()
     vocabulary: VocabularyConfig = VocabularyConfig()
     embedding: EmbeddingConfig = EmbeddingConfig()

@@ -46,13 +46,29 @@ class Member:
         return f"{self.config.name}-seed{self.seed}" + ("-twin" if self.twin else "")
 
 
+def needs_teacher(config: Config) -> bool:
+    """Whether caches are named to learn from, or any student takes answers, vocabulary or start
+    vectors from a teacher.
+    """
+    return bool(config.logits.teachers) or any(
+        student.loss.soft_weight
+        or student.loss.feature_weight
+        or student.vocabulary.kind == "wordpiece"
+        or student.embedding.start in ("teacher", "words")
+        for student in config.students
+    )
+
+
 def members(config: Config) -> list[Member]:
-    """Return all students of the configuration, each followed by its twin."""
+    """Return all students of the configuration, each followed by its twin; without a teacher, a
+    twin would be the same student again.
+    """
+    twins = needs_teacher(config)
     return [
         Member(student, seed, twin)
         for student in config.students
         for seed in student.seeds
-        for twin in ((False, True) if student.twin else (False,))
+        for twin in ((False, True) if student.twin and twins else (False,))
     ]
 
 
@@ -115,8 +131,9 @@ def student_stamp(
     inputs = {name: prepared.fingerprints[name] for name in ("train", "validation")}
     inputs["labels"] = fingerprint(prepared.labels)
     # A twin learns from neither, but its vocabulary is built from them too.
-    inputs["transfer"] = prepared.fingerprints.get("transfer", "none")
-    inputs["views"] = prepared.fingerprints.get("views", "none")
+    unlabelled = prepared.fingerprints if sources else {}
+    inputs["transfer"] = unlabelled.get("transfer", "none")
+    inputs["views"] = unlabelled.get("views", "none")
     if student.vocabulary.kind == "wordpiece":
         inputs["vocabulary"] = _fingerprint_teacher_files(run, "tokenizer.json")
     if student.embedding.start == "teacher":
@@ -125,7 +142,9 @@ def student_stamp(
         inputs["vectors"] = identify_cache(sources[0], run)
     if student.embedding.file is not None and student.embedding.file.is_file():
         inputs["vectors"] = fingerprint_files([student.embedding.file])
-    if not member.twin:
+    if student.start_from is not None:
+        inputs["start"] = fingerprint_files(sorted(student.start_from.glob("model.safetensors")))
+    if sources and not member.twin:
         inputs["teachers"] = fingerprint(
             [(identify_cache(source, run), source.weight) for source in sources],
             config.logits.combine,
@@ -143,8 +162,10 @@ def student_stamp(
 
 def teacher_sources(config: Config, run: RunFolder, wishes: Wishes) -> tuple[TeacherSource, ...]:
     """Return the caches to learn from: those configured, else this run's own, which must be of its
-    present teachers.
+    present teachers; none where no student needs a teacher.
     """
+    if not needs_teacher(config):
+        return ()
     if config.logits.teachers:
         return config.logits.teachers
     stamp = Stamp.read(run.logits)
@@ -186,9 +207,18 @@ def sections_of(config: Config, *names: str) -> dict[str, Any]:
     return config.model_dump(mode="json", include={"run", *names})
 
 
+def wants_views(config: Config) -> bool:
+    """Whether views of train are to be made: somebody must be there to label them."""
+    if config.augment.views == "auto":
+        return needs_teacher(config) and not config.logits.teachers
+    return config.augment.views > 0 and needs_teacher(config)
+
+
 def views_identity(config: Config) -> dict[str, Any]:
-    """Return what the views of train go by; nothing where none are made."""
-    if not config.augment.views:
+    """Return what the views of train go by; nothing where none are made, as without a teacher to
+    label them.
+    """
+    if not wants_views(config):
         return {}
     model = {"model": config.teacher.model, "revision": config.teacher.revision}
     return {"augment": config.augment.model_dump(mode="json") | model}

@@ -24,6 +24,7 @@ from bert_kd.provenance import (
     identify_cache,
     is_current,
     members,
+    needs_teacher,
     require,
     sections_of,
     stands,
@@ -79,6 +80,8 @@ def prepare_data(config: Config, wishes: Wishes = NO_WISHES) -> Prepared:
         say(f"prepare-data: {run.data} is current")
         return load_prepared(run)
     prepared = prepare(config.data, run)
+    if not views and config.augment.views not in (0, "auto"):
+        say("prepare-data: no views are made, as no student has a teacher that could label them")
     if views:
         prepared = _write_views(config, run, prepared, inputs["proposals"])
     stamp.write(run.data)
@@ -186,7 +189,8 @@ def cache_logits(
 
 
 def train_students(config: Config, wishes: Wishes = NO_WISHES) -> dict[str, dict[str, Any]]:
-    """Train every student and twin from the cache; returns the validation metrics by student.
+    """Train every student and twin from the cache, or from gold labels where no student needs a
+    teacher; returns the validation metrics by student.
 
     The teacher is never loaded. Forced, it makes again what was made otherwise, or all where all is
     current; killed in between, it goes on without being forced again.
@@ -348,7 +352,10 @@ def _metrics(run: RunFolder, member: Member) -> dict[str, Any]:
     models = read_json(run.report / "report.json")["models"]
     found = next(model["metrics"] for model in models if model["name"] == member.name)
     named = ("accuracy", "macro_f1", "agreement")
-    return {split: {key: metrics[key] for key in named} for split, metrics in found.items()}
+    return {
+        split: {key: metrics[key] for key in named if metrics[key] is not None}
+        for split, metrics in found.items()
+    }
 
 
 # --- the line ----------------------------------------------------------------------------------
@@ -371,15 +378,20 @@ def run_stages(
 ) -> dict[str, Any]:
     """Run the stages from `first` to `last`; returns what each returned.
 
-    With `logits.teachers` in the configuration there is no teacher to train and nothing to cache:
-    these two stages are left out.
+    With `logits.teachers` in the configuration, or where no student needs a teacher, there is none
+    to train and nothing to cache: these two stages are left out.
     """
     import time
 
+    left_out = None
+    if config.logits.teachers:
+        left_out = "logits.teachers names caches to learn from"
+    elif not needs_teacher(config):
+        left_out = "all students learn from gold labels alone"
     results = {}
     for stage in STAGES[STAGES.index(first) : STAGES.index(last) + 1]:
-        if config.logits.teachers and stage in ("train-teacher", "cache-logits"):
-            say(f"{stage}: left out, as logits.teachers names caches to learn from")
+        if left_out and stage in ("train-teacher", "cache-logits"):
+            say(f"{stage}: left out, as {left_out}")
             continue
         start = time.monotonic()
         say(f"── {stage}")

@@ -83,7 +83,10 @@ def test_what_changes_nothing_does_not_tell_teachers_apart():
         ("students.bas.seeds=[1]", "no student is named 'bas' (did you mean 'base'?)"),
         ("students.base.loss.soft=mae", "'dkd' or 'dist' (did you mean 'mse'?)"),
         ("students.base.loss.alpha=1", "students.base.loss has: dist_inter_weight, "),
-        ("students.base.loss.temperature=4", "'temperature' has no effect with soft = \"mse\""),
+        (
+            "students.base.loss.dkd_other_weight=4",
+            "'dkd_other_weight' has no effect with soft = \"kl\"",
+        ),
         ("data.source.deep=1", "'data.source' has no keys below it"),
         ("students.base.embedding.start=file", "'file' belongs to start"),
         ("students.base.name=a b", "match pattern"),

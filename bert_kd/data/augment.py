@@ -53,14 +53,15 @@ class Partners:
     def draw(
         self, label: int, first: Units | None, source: random.Random
     ) -> tuple[str, str | None] | None:
-        """Return a row of this label, or one (of any) whose first side shares a word with `first`.
-
-        None where there is none.
+        """Return a row of this label or, as often, of any; or one whose first side shares a word
+        with `first`. None where there is none.
         """
         if first is not None:
             shared = [word for word in first.words if word in self.holding]
             if shared:
                 return source.choice(self.holding[source.choice(shared)])
+        if source.random() < 0.5:
+            label = source.choice(sorted(self.rows))
         rows = self.rows.get(label)
         return source.choice(rows) if rows else None
 

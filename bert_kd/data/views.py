@@ -28,6 +28,8 @@ from bert_kd.progress import progress, say
 from bert_kd.store import SPLITS, RunFolder, fingerprint, make_folder, read_json, write_json
 
 VIEWS = "views"
+AUTO_VIEWS = 20
+"""Views of a row where none are asked for."""
 PART_ROWS = 4096
 LEARNED_ROWS = 100_000
 """Rows that word classes are learned from."""
@@ -125,7 +127,8 @@ def _keys_of(run: RunFolder) -> tuple[Keys, npt.NDArray[np.int64]]:
 
 def _wanted(keys: Keys, config: AugmentConfig) -> npt.NDArray[np.int64]:
     """Return how many views to make of each row: as even as `maximum` allows, by key."""
-    total = min(config.views * len(keys), config.maximum)
+    views = AUTO_VIEWS if config.views == "auto" else config.views
+    total = min(views * len(keys), config.maximum)
     each, more = divmod(total, len(keys))
     wanted = np.full(len(keys), each, dtype=np.int64)
     wanted[_lowest(keys, more)] += 1

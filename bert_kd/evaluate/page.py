@@ -121,6 +121,12 @@ def summary(report: Report) -> list[str]:
             f"{formats.latency(teacher.speed.p50)}, tokenizing included"
             + _size_sentence(teacher.models[0], student.models[0])
         )
+    elif teacher is None and student.speed is not None:
+        size = student.models[0].bytes
+        files = f"; its files take {formats.size(size)}." if size else "."
+        found.append(
+            f"One text takes {formats.latency(student.speed.p50)}, tokenizing included{files}"
+        )
     return found
 
 

@@ -101,7 +101,6 @@ def results_table(report: Report) -> Table:
     """Return the results on the report's split for the terminal, one line per teacher, student and
     twin; every number is whole at 80 columns.
     """
-    timed = teacher_timed(report)
     columns: list[tuple[str, Callable[[Group], str]]] = [
         ("accuracy\n%", lambda group: percent_std(group.accuracy.value, group.accuracy.std)),
         ("95%\ninterval", lambda group: interval(group.accuracy.low, group.accuracy.high)),
@@ -109,11 +108,14 @@ def results_table(report: Report) -> Table:
         ("size", lambda group: size(group.models[0].bytes)),
         ("p50\nlatency", lambda group: latency(group.speed.p50 if group.speed else None)),
         ("texts/s", lambda group: count(group.speed.texts_per_second if group.speed else None)),
-        (
-            "times\nfaster",
-            lambda group: times(group.speed.times_faster if group.speed and timed else None),
-        ),
     ]
+    if teacher_timed(report):
+        columns.append(
+            (
+                "times\nfaster",
+                lambda group: times(group.speed.times_faster if group.speed else None),
+            )
+        )
     groups = grouped(report)
     tested = report.models[0].metrics[report.split].rows
     captions = []

@@ -10,7 +10,7 @@ from bert_kd.runtime.bundle import Bundle
 _TEXT = """\
 # {name}
 
-A BiLSTM text classifier, distilled from a fine-tuned BERT by bert_kd. It reads {reads} and answers
+A BiLSTM text classifier, {origin}. It reads {reads} and answers
 with one of {count} labels: {labels}.
 
 ## Use
@@ -56,16 +56,22 @@ same label on {agreement:.2%} of them.
 - It answers with one of its labels whatever it is given: a text of another language, topic or style
   than it was trained on gets a score all the same, and a high score is no proof.
 - {cut}
-- What the teacher and the labelled texts got wrong, it learned.
+- What {learned_from} got wrong, it learned.
 """
 
 
-def model_card(bundle: Bundle, max_length: int | None) -> str:
-    """Return the card as Markdown; texts are cut at `max_length` tokens (None: never)."""
+def model_card(bundle: Bundle, max_length: int | None, distilled: bool) -> str:
+    """Return the card as Markdown; texts are cut at `max_length` tokens (None: never). `distilled`:
+    it learned from a teacher, not from gold labels alone.
+    """
     pair = '{"text": "one text", "text_pair": "another"}'
     sizes = {key: value for key, value in bundle.shape.items() if key not in ("pair", "dropout")}
     return _TEXT.format(
         name=bundle.name,
+        origin="distilled from a fine-tuned BERT by bert_kd"
+        if distilled
+        else "trained on labelled texts by bert_kd, without a teacher",
+        learned_from="the teacher and the labelled texts" if distilled else "the labelled texts",
         reads="pairs of texts" if bundle.pair else "a text",
         count=len(bundle.labels),
         labels=", ".join(f"`{label}`" for label in bundle.labels),

@@ -110,7 +110,8 @@ def export_bundle(
             metrics=dict(metrics or {}),
             training=dict(training or {}),
         )
-        card = model_card(bundle, _max_length(student.tokenizer))
+        distilled = bool(student.facts.get("distilled", True))
+        card = model_card(bundle, _max_length(student.tokenizer), distilled)
         (aside / CARD).write_text(card, encoding="utf-8")
         (aside / FACTS).write_text(to_json(bundle.to_json()), encoding="utf-8")
     return read_bundle(bundle_folder)

@@ -27,7 +27,15 @@ from bert_kd.store import RunFolder
 from bert_kd.student.choice import choose_rows
 from bert_kd.student.embeddings import start_vectors
 from bert_kd.student.examples import Encoded, encode_splits, texts_of
-from bert_kd.student.model import BiLSTM, Shape, Student, count_parameters, save_student
+from bert_kd.student.model import (
+    BiLSTM,
+    Shape,
+    Student,
+    count_parameters,
+    load_student,
+    save_student,
+)
+from bert_kd.student.start import start_from
 from bert_kd.student.train import Examples, train
 from bert_kd.student.vocabulary import build_tokenizer
 
@@ -44,11 +52,11 @@ class Lesson:
     pair: bool
     tokenizer: Tokenizer
     rows: Encoded  # train, then transfer and views
-    answers: Answers  # to these rows
+    answers: Answers | None  # to these rows; None: there is no teacher, gold labels are all
     calibrations: tuple[Calibration, ...]  # of the teachers behind them; none: as they answered
     validation: Encoded
     teacher: Path | None  # the teacher's folder, for start vectors; the model is never loaded
-    cache: Path  # the first teacher's answers, with its word vectors beside them
+    cache: Path | None  # the first teacher's answers, with its word vectors beside them
 
 
 def prepare_lesson(
@@ -60,45 +68,32 @@ def prepare_lesson(
 ) -> Lesson:
     """Build the tokenizer, encode what is learned and validation, and read the teachers' answers.
 
+    Without `sources` the rows are those of train alone: nobody has labelled the others.
+
     Raises CacheError where answers are missing or the gate is not passed, StudentError where the
     configuration does not fit the teacher.
     """
     teacher = run.teacher if (run.teacher / "tokenizer.json").exists() else None
     _check(config, sources, teacher)
     _check_classes(config, len(prepared.labels))
-    learned = [run.split(name) for name in LEARNED if name in prepared.rows]
+    if not sources and "transfer" in prepared.rows:
+        say(f"{config.name}: transfer texts are left aside, as no teacher labels them")
+    splits = LEARNED if sources else LEARNED[:1]
+    learned = [run.split(name) for name in splits if name in prepared.rows]
     vocabulary_from = teacher / "tokenizer.json" if teacher else None
     tokenizer = build_tokenizer(
         config.vocabulary, texts_of(learned), vocabulary_from, _mask_token(prepared)
     )
     rows = encode_splits(tokenizer, learned)
     validation = encode_splits(tokenizer, [run.split("validation")])
+    answers: Answers | None = None
     calibrations: tuple[Calibration, ...] = ()
-    if logits.calibrate:
-        calibrations = calibrate(sources, prepared.labels, validation.keys, validation.labels)
-        for calibration in calibrations:
-            say(f"{config.name}: {calibration.describe()}")
-    answers = read_teachers(
-        sources,
-        prepared.labels,
-        rows.keys,
-        logits.combine,
-        features=config.loss.feature_weight > 0,
-        temperatures=[calibration.temperature for calibration in calibrations],
-    )
-    passed = gate(answers, prepared.labels, rows.labels, logits.minimum_gain)
-    chosen = choose_rows(config.rows, rows.keys, rows.labels, answers.logits)
-    if chosen is not None:
-        say(
-            f"{config.name}: {config.rows.maximum:,} of {int((rows.labels < 0).sum()):,} rows "
-            f"without a gold label are learned from ({config.rows.choose})"
-        )
-        features = None if answers.features is None else answers.features[chosen]
-        rows, answers = rows.take(chosen), Answers(answers.logits[chosen], features)
-    say(
-        f"{config.name}: the teacher is right on {passed.accuracy:.1%} of {passed.labelled:,} gold "
-        f"labels (the majority class: {passed.majority:.1%})"
-    )
+    if sources:
+        if logits.calibrate:
+            calibrations = calibrate(sources, prepared.labels, validation.keys, validation.labels)
+            for calibration in calibrations:
+                say(f"{config.name}: {calibration.describe()}")
+        rows, answers = _taught(config, logits, prepared.labels, sources, rows, calibrations)
     say(
         f"{config.name}: {len(rows):,} rows, {tokenizer.get_vocab_size():,} vocabulary entries "
         f"({config.vocabulary.kind}), {rows.cut:,} texts cut at {config.vocabulary.max_length} "
@@ -114,8 +109,41 @@ def prepare_lesson(
         calibrations,
         validation,
         teacher,
-        sources[0].folder,
+        sources[0].folder if sources else None,
     )
+
+
+def _taught(
+    config: StudentConfig,
+    logits: LogitsConfig,
+    labels: tuple[str, ...],
+    sources: Sequence[TeacherSource],
+    rows: Encoded,
+    calibrations: Sequence[Calibration],
+) -> tuple[Encoded, Answers]:
+    """Return the rows that are learned, with the teachers' answers, which have passed the gate."""
+    answers = read_teachers(
+        sources,
+        labels,
+        rows.keys,
+        logits.combine,
+        features=config.loss.feature_weight > 0,
+        temperatures=[calibration.temperature for calibration in calibrations],
+    )
+    passed = gate(answers, labels, rows.labels, logits.minimum_gain)
+    chosen = choose_rows(config.rows, rows.keys, rows.labels, answers.logits)
+    if chosen is not None:
+        say(
+            f"{config.name}: {config.rows.maximum:,} of {int((rows.labels < 0).sum()):,} rows "
+            f"without a gold label are learned from ({config.rows.choose})"
+        )
+        features = None if answers.features is None else answers.features[chosen]
+        rows, answers = rows.take(chosen), Answers(answers.logits[chosen], features)
+    say(
+        f"{config.name}: the teacher is right on {passed.accuracy:.1%} of {passed.labelled:,} gold "
+        f"labels (the majority class: {passed.majority:.1%})"
+    )
+    return rows, answers
 
 
 def _mask_token(prepared: Prepared) -> str | None:
@@ -206,6 +234,10 @@ def teach(
     start = start_vectors(config.embedding, lesson.tokenizer, lesson.teacher, lesson.cache, seed)
     if start is not None:
         model.embedding.weight.data.copy_(torch.from_numpy(start.vectors))
+    if config.start_from is not None:
+        source = load_student(config.start_from)
+        shared = start_from(model, lesson.tokenizer, source)
+        say(f"{name}: starts from {config.start_from}, with {shared:,} of its word vectors")
     total, without_embedding = count_parameters(model)
     found = f", {start.found:,} start vectors" if start is not None else ""
     say(
@@ -219,6 +251,7 @@ def teach(
         config, model, examples, validation, folder, seed=seed, name=name, fingerprint=fingerprint
     )
     facts: dict[str, Any] = {"seed": seed, "twin": twin, "parameters": total}
+    facts["distilled"] = bool(config.loss.soft_weight or config.loss.feature_weight)
     if lesson.calibrations and not twin:
         facts["calibrations"] = [asdict(calibration) for calibration in lesson.calibrations]
     student = Student(model.cpu().eval(), lesson.tokenizer, lesson.labels, name, facts)
@@ -229,10 +262,11 @@ def teach(
 
 
 def _examples(lesson: Lesson, twin: bool) -> Examples:
-    """Return the rows to learn from; a twin sees those with a gold label, and no teacher."""
-    rows = lesson.rows
-    if not twin:
-        answers = lesson.answers
+    """Return the rows to learn from; a twin sees those with a gold label, and no teacher. So does
+    a student that has none.
+    """
+    rows, answers = lesson.rows, lesson.answers
+    if answers is not None and not twin:
         return Examples(rows.tokens, rows.tokens_b, rows.labels, answers.logits, answers.features)
     labelled = np.flatnonzero(rows.labels >= 0)
     other = rows.tokens_b.take(labelled) if rows.tokens_b is not None else None

@@ -269,11 +269,15 @@ def _out_of_patience(state: State, settings: TrainingConfig) -> bool:
 
 
 def _precision(asked: str) -> str:
-    """Return accelerate's word for the precision; `auto` is bf16 on a GPU that has it."""
-    if asked == "auto":
-        on_gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-        return "bf16" if on_gpu else "no"
-    return "no" if asked == "fp32" else asked
+    """Return accelerate's word for the precision; `auto` is bf16 where hardware computes in it."""
+    if asked != "auto":
+        return "no" if asked == "fp32" else asked
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported() else "no"
+    # Elsewhere a CPU would only emulate it, slower than fp32. Older torch does not tell.
+    tell: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)
+    found = tell()
+    return "bf16" if found.get("avx512_bf16") or found.get("amx_bf16") else "no"
 
 
 def _optimizers(

@@ -9,6 +9,7 @@ writing meet: "don't" and "do n't", curly and straight quotes are the same.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -28,6 +29,8 @@ ASCII = tuple(chr(code) for code in range(33, 127))
 _BEFORE_CLITIC = r"(?i)(?<=\w)\s+(?=(?:n't|'(?:s|re|ve|ll|d|m))\b)"
 # A word, a clitic or one other character: "don't" gives "do", "n't", as in most word-vector files.
 _WORD = r"n't\b|'(?:s|re|ve|ll|d|m)\b|\w+?(?=n't\b)|\w+|[^\w\s]"
+# The same, but a run of Chinese characters is a word apart from letters and digits beside it.
+_RUN = r"\p{Han}+|" + _WORD.replace(r"\w+", r"[\w&&[^\p{Han}]]+")
 
 
 def unify() -> list[normalizers.Normalizer]:
@@ -80,8 +83,8 @@ def _read_wordpiece(path: Path | None) -> Tokenizer:
 
 
 def _pruned_wordpiece(config: VocabularyConfig, texts: Iterable[str], full: Tokenizer) -> Tokenizer:
-    """Return the teacher's WordPiece with the pieces that occur, most frequent first, and single
-    characters.
+    """Return the teacher's WordPiece with the pieces that occur, most frequent first, single
+    characters, and others as far as there is room.
     """
     given = full.normalizer
     full.normalizer = normalizers.Sequence([*unify(), *([given] if given else [])])
@@ -109,6 +112,9 @@ def _pruned_wordpiece(config: VocabularyConfig, texts: Iterable[str], full: Toke
         for piece in (char, PREFIX + char)
         if piece in known and piece not in specials
     ]
+    if config.fill:  # BERT's vocabulary stands about by falling frequency in its own texts
+        usual = sorted(known, key=lambda piece: known[piece])
+        occurring += [piece for piece in usual if _is_part_of_words(piece) and not counts[piece]]
     room = max(config.size - len(SPECIAL) - len(spelled), 0)
     kept = [piece for piece in occurring if piece not in set(spelled)][:room]
     # By falling frequency, so that what is looked up most lies together in memory.
@@ -124,8 +130,17 @@ def _pruned_wordpiece(config: VocabularyConfig, texts: Iterable[str], full: Toke
     return pruned
 
 
+def _is_part_of_words(piece: str) -> bool:
+    """Whether a piece is more than one character of some word: no character, no special entry."""
+    return len(piece.removeprefix(PREFIX)) > 1 and not (piece.startswith("[") and piece[-1] == "]")
+
+
 def _trained(config: VocabularyConfig, texts: Iterable[str]) -> Tokenizer:
-    """Return a word-level or BPE tokenizer trained on `texts`."""
+    """Return a word-level or BPE tokenizer trained on `texts`.
+
+    Chinese is cut into characters by `words`, as vectors of characters have them; `bpe` learns
+    words of several characters within a run of them.
+    """
     special = list(SPECIAL)
     if config.kind == "words":
         tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
@@ -144,12 +159,29 @@ def _trained(config: VocabularyConfig, texts: Iterable[str]) -> Tokenizer:
             continuing_subword_prefix=PREFIX,
             show_progress=False,
         )
-    tokenizer.normalizer = normalizers.Sequence(
-        [*unify(), normalizers.BertNormalizer(lowercase=True, strip_accents=False)]
+    words = config.kind == "words"
+    bert = normalizers.BertNormalizer(
+        lowercase=True, strip_accents=False, handle_chinese_chars=words
     )
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_WORD), behavior="removed", invert=True)
+    tokenizer.normalizer = normalizers.Sequence([*unify(), bert])
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(
+        Regex(_WORD if words else _RUN), behavior="removed", invert=True
+    )
     tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
+    return tokenizer if words else _with_all_characters(tokenizer)
+
+
+def _with_all_characters(tokenizer: Tokenizer) -> Tokenizer:
+    """Return a BPE in which every character that it knows has an entry at the start of a word and
+    one within: of thousands of Chinese characters, many were seen in one of these places alone.
+    """
+    state = json.loads(tokenizer.to_str())
+    vocabulary = state["model"]["vocab"]
+    pieces = {piece.removeprefix(PREFIX) for piece in vocabulary}
+    characters = sorted(piece for piece in pieces if re.fullmatch(r"\w", piece))
+    for piece in (form for char in characters for form in (char, PREFIX + char)):
+        vocabulary.setdefault(piece, len(vocabulary))
+    return Tokenizer.from_str(json.dumps(state))
 
 
 def _chunks(texts: Iterable[str], size: int = 4096) -> Iterator[list[str]]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from bert_kd.config import AugmentConfig
 from bert_kd.errors import TeacherError
@@ -177,8 +177,8 @@ def whole_words(pieces: dict[str, int]) -> dict[str, int]:
 def open_neighbours(
     name: str, revision: str | None, masked_lm: str | None
 ) -> TokenNeighbours | MaskedProposals:
-    """Return proposals by the masked language model `masked_lm`, or by the teacher's model `name`:
-    as one where it has the head for it, else by its token vectors.
+    """Return proposals by the masked language model `masked_lm`, or by the token vectors of the
+    teacher's model `name`.
 
     Raises TeacherError where the model can't be loaded.
     """
@@ -187,9 +187,7 @@ def open_neighbours(
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-            config = AutoConfig.from_pretrained(source, revision=revision)
-            kinds = config.architectures or []
-            if masked_lm is None and not any("ForMaskedLM" in kind for kind in kinds):
+            if masked_lm is None:
                 model = AutoModel.from_pretrained(source, revision=revision)
                 return TokenNeighbours(tokenizer.get_vocab(), _token_vectors(model))
             model, found = AutoModelForMaskedLM.from_pretrained(

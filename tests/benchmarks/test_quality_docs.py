@@ -103,6 +103,35 @@ def test_the_main_table_shows_every_figure_beside_its_interval():
     assert len({line.count(" | ") for line in lines[2:8]}) == 1
 
 
+def test_teachers_share_one_table_of_all_sets():
+    found = table("ablation")
+    config = found["config"]
+    config |= {"table": "teachers", "sets": {"test": 500, "validation": 100}}
+    names = {"teacher": "as configured", "MSE": "last 1", "KL, T = 2": "mean"}
+    for one in config["systems"]:
+        one |= {"role": "teacher", "name": names[one["name"]]}
+        one["beside"] = "as configured" if one["part"] else None
+    for row in found["rows"]:
+        row["system"] = names[row["system"]]
+    more = {"validation.accuracy": 0.8, "relative_seconds": 1.5, "trainable_parameters": 7_000_000}
+    found["rows"] += [
+        {"system": "mean", "metric": key, "value": value, "ratio": 1, "ratio_to": "as configured"}
+        for key, value in more.items()
+    ]
+    lines = quality_docs.tables(found)
+    assert lines[0] == "**Teachers: test (500 rows), validation (100 rows)**"
+    assert [line.split(" | ")[0] for line in lines[4:7]] == [
+        "| as configured",
+        "| last 1",
+        "| mean",
+    ]
+    cells = dict(zip(lines[2].split(" | "), lines[6].split(" | "), strict=True))
+    assert cells["test %"] == "90.0 [85.0, 95.0]" and cells["validation %"] == "80.0"
+    assert cells["test: difference"] == "+1.0 [+1.0, +1.0]"
+    assert (cells["trained parameters"], cells["time |"]) == ("7.00 M", "1.50× |")
+    assert "dashed: as configured" in quality_docs.draw(found)
+
+
 def test_columns_that_nobody_fills_are_left_out():
     found = table()
     found["rows"] = [row for row in found["rows"] if "gap_closed" not in row["metric"]]

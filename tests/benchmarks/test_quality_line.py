@@ -9,7 +9,7 @@ import pytest
 import quality
 import quality_docs
 from places import CONFIGS
-from quality_suites import BARE, Suite, Variant, loss
+from quality_suites import BARE, CONFIGURED, Suite, Variant, loss
 
 from bert_kd.config import Config
 from bert_kd.store import read_json, write_json
@@ -24,7 +24,19 @@ CURVE = (
     Variant("10%", (), "data", x=0.1, share_of_train=0.1),
     Variant("1 epoch", ("students.base.training.epochs=1",), "epochs", x=1),
 )
-SUITE = Suite("tiny", "tiny.toml", None, ("test", "validation"), ablation=ABLATION, curve=CURVE)
+TEACHERS = (
+    Variant("head alone", ("teacher.unfreeze.last_layers=head",), "trained layers", CONFIGURED),
+    Variant("ensemble of 2", ("teacher.ensemble=2",), "ensemble", CONFIGURED),
+)
+SUITE = Suite(
+    "tiny",
+    "tiny.toml",
+    None,
+    ("test", "validation"),
+    ablation=ABLATION,
+    curve=CURVE,
+    teachers=TEACHERS,
+)
 GRIDS = {
     controls.TFIDF: ({"characters": False, "C": 1.0},),
     controls.FASTTEXT: (
@@ -54,7 +66,7 @@ def value(found: dict, system: str, metric: str) -> float:
 @pytest.mark.slow
 def test_every_table_from_text_to_page(request_of, tmp_path: Path, capsys):
     pytest.importorskip("fasttext")
-    found = {table: quality.measure(request_of(table)) for table in quality.TABLES}
+    found = {table: quality.measure(request_of(table)) for table in ("main", "ablation", "curve")}
 
     main = found["main"]
     names = [system["name"] for system in main["config"]["systems"]]
@@ -90,8 +102,57 @@ def test_every_table_from_text_to_page(request_of, tmp_path: Path, capsys):
     assert "## tiny" in (tmp_path / "docs" / "results.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
+def test_teachers_from_text_to_page(request_of, tmp_path: Path):
+    found = quality.measure(request_of("teachers"))
+    names = [CONFIGURED, "head alone", "ensemble of 2"]
+    assert [system["name"] for system in found["config"]["systems"]] == names
+    assert found["config"]["settings"]["augment"]["views"] == 0
+    assert {row["ratio_to"] for row in found["rows"]} == {CONFIGURED}
+    assert not [row for row in found["rows"] if "latency" in row["metric"]]
+    assert str(tmp_path) not in str(found)
+
+    # Seeds 1 and 2 of the two single teachers; the ensembles 1+2 and 2+3 take theirs from there.
+    trained = sorted((tmp_path / "run" / "teachers").glob("*/teacher*/teacher.json"))
+    assert len([path for path in trained if not path.parent.is_symlink()]) == 5
+    assert len(trained) == 5 + 4
+    singles = [
+        read_json(path)["best"]["accuracy"]
+        for path in trained
+        if not path.parent.is_symlink() and _config(path)["seed"] < 3
+        if _config(path)["unfreeze"]["last_layers"] != "head"
+    ]
+    assert value(found, CONFIGURED, "seeds") == len(singles) == 2
+    mean = value(found, CONFIGURED, "validation.accuracy")
+    assert mean == pytest.approx(sum(singles) / 2)
+    for name in names[1:]:
+        difference = value(found, name, "validation.minus_beside")
+        assert difference == pytest.approx(value(found, name, "validation.accuracy") - mean)
+        assert value(found, name, "relative_seconds") > 0
+    trains = [value(found, name, "trainable_parameters") for name in names]
+    assert trains[1] < trains[0] and trains[2] == 2 * trains[0]
+    assert value(found, CONFIGURED, "relative_seconds") == 1
+
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("model.safetensors")}
+    again = quality.measure(request_of("teachers"))
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("model.safetensors")}
+    assert again["rows"] == found["rows"]
+
+    write_json(tmp_path / "results" / quality_docs.file_name("tiny", "teachers"), found)
+    quality_docs.write_docs(tmp_path / "results", tmp_path / "docs" / "results.md")
+    page = (tmp_path / "docs" / "results.md").read_text(encoding="utf-8")
+    assert "### tiny: teachers" in page and "| head alone |" in page
+    assert "The members of an ensemble" in page and "--teachers" in page
+
+
+def _config(teacher_facts: Path) -> dict:
+    """The teacher's settings that made this teacher.json."""
+    return read_json(teacher_facts.with_name("stage.json"))["identity"]["teacher"]
+
+
 def test_a_table_without_variants_is_refused(tmp_path: Path, tiny_run: Config):
     suite = Suite("tiny", "tiny.toml", None)
-    request = quality.Request(suite, "curve", CONFIGS / "tiny.toml", None, tmp_path, 1, ())
-    with pytest.raises(quality.UserError, match="has no curve"):
-        quality.measure(request)
+    for table in ("curve", "teachers"):
+        request = quality.Request(suite, table, CONFIGS / "tiny.toml", None, tmp_path, 1, ())
+        with pytest.raises(quality.UserError, match=f"has no {table}"):
+            quality.measure(request)

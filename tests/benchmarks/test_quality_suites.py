@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 import quality
+import quality_teachers
 from places import CONFIGS
-from quality_suites import SUITES, suite_named
+from quality_suites import CONFIGURED, SUITES, suite_named
 from quality_variants import plan
 
+from bert_kd.config import Config
 from bert_kd.config_file import load_config
 from bert_kd.errors import UserError
 
@@ -45,6 +47,40 @@ def test_equal_settings_share_a_student_and_equal_lines_a_run():
     for name, place in places.items():
         assert again[others[name].line].config.run == lines[place.line].config.run
         assert others[name].student == place.student
+
+
+@pytest.mark.parametrize("name", [name for name in THERE if SUITES[name].teachers])
+def test_every_variant_of_a_teacher_has_a_run_of_its_own_a_seed(name: str):
+    suite = SUITES[name]
+    candidates = quality_teachers.plan(CONFIGS / suite.config, [], suite.teachers, 2)
+    assert [one.name for one in candidates] == [CONFIGURED, *(v.name for v in suite.teachers)]
+    assert all(variant.beside == CONFIGURED for variant in suite.teachers)
+    runs: dict[Path, Config] = {}
+    for candidate in candidates:
+        assert [run.teacher.seed for run in candidate.runs] == [1, 2]
+        for run in candidate.runs:
+            assert not run.augment.views and not run.data.transfer
+            # One folder is one setting: only variants that change nothing share it.
+            assert runs.setdefault(run.run, run) == run
+    configured = candidates[0].runs[0].teacher
+    same = [one.name for one in candidates[1:] if one.runs[0].teacher == configured]
+    assert len(same) <= 1, f"of {same} some say what {suite.config} says: change these variants"
+    # Halves and doubles lie around what the configuration says.
+    for key in ("learning_rate", "epochs"):
+        marked = f"teacher.{key}="
+        told = [
+            float(line.removeprefix(marked))
+            for variant in suite.teachers
+            for line in variant.overrides
+            if line.startswith(marked)
+        ]
+        if told and getattr(configured, key) != "auto":
+            assert min(told) < getattr(configured, key) < max(told), key
+
+
+def test_a_teacher_that_is_not_trained_is_no_study():
+    with pytest.raises(UserError, match="leave out teacher.fine_tune = false"):
+        quality_teachers.plan(CONFIGS / "demo.toml", ["teacher.fine_tune=false"], (), 1)
 
 
 def test_absent_data_is_refused_with_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

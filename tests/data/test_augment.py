@@ -1,6 +1,7 @@
 """Views of rows: what is done to a text, and what a view depends on."""
 
 import random
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -90,17 +91,25 @@ def test_an_ngram_is_a_span_of_the_text():
     assert set(made.views.tolist()) == {KINDS["ngram"]}
 
 
-def test_parts_of_two_texts_of_a_class_are_joined_at_a_mark():
+def test_parts_of_two_texts_are_joined_at_a_mark():
     mine, other = "what a film , never dull", "no plot , no wit"
-    partners = Partners({0: [(other, None)], 1: [("wrong class , this", None)]})
-    made = views(rows_of([mine]), only(mix=1.0), count=2, partners=partners)
+    partners = Partners({0: [(other, None)]})
+    made = views(rows_of([mine]), only(mix=1.0), count=6, partners=partners)
     assert set(made.texts) == {"what a film , no wit", "no plot , never dull"}
     assert set(made.views.tolist()) == {KINDS["mix"]}
 
 
+def test_partners_are_of_the_same_class_or_of_any():
+    partners = Partners({label: [(str(label), None)] for label in range(4)})
+    source = random.Random(3)
+    drawn = Counter(partners.draw(2, None, source)[0] for _ in range(4000))
+    assert drawn["2"] / 4000 == pytest.approx(1 / 2 + 1 / 2 / 4, abs=0.03)
+    assert min(drawn["0"], drawn["1"], drawn["3"]) > 400
+
+
 def test_chinese_parts_are_joined_without_spaces():
     partners = Partners({0: [("早餐好，值得", None)]})
-    made = views(rows_of(["房间小，很吵"]), only(mix=1.0), count=2, partners=partners)
+    made = views(rows_of(["房间小，很吵"]), only(mix=1.0), count=6, partners=partners)
     assert set(made.texts) == {"房间小，值得", "早餐好，很吵"}
 
 

@@ -18,6 +18,7 @@ import torch
 
 from bert_kd.config import LossConfig, StudentConfig, TrainingConfig
 from bert_kd.errors import StudentError
+from bert_kd.student import train as train_module
 from bert_kd.student.model import BiLSTM, Shape
 from bert_kd.student.train import CHECKPOINT, Examples, evaluate, predict, train
 
@@ -87,6 +88,17 @@ def test_the_same_seed_gives_the_same_weights(tmp_path: Path, make_examples: Mak
     first = run(tmp_path / "a", make_examples, configuration())
     again = run(tmp_path / "b", make_examples, configuration())
     assert same(first, again)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "precision"),
+    [({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16"), ({"avx2": True}, "no")],
+)
+def test_a_cpu_that_computes_in_bf16_does(monkeypatch, capabilities, precision):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert train_module._precision("auto") == precision
+    assert (train_module._precision("fp32"), train_module._precision("bf16")) == ("no", "bf16")
 
 
 def test_a_precision_that_was_used_before_does_not_matter(tmp_path: Path, make_examples: Maker):

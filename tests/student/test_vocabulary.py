@@ -17,7 +17,7 @@ KINDS = ["wordpiece", "words", "bpe"]
 
 
 def build(kind: str, teacher: Path | None, **settings) -> Tokenizer:
-    config = VocabularyConfig(kind=kind, **settings)
+    config = VocabularyConfig(kind=kind, **{"fill": False, **settings})
     return build_tokenizer(config, TEXTS, teacher / "tokenizer.json" if teacher else None)
 
 
@@ -81,14 +81,48 @@ def test_frequent_pieces_come_first_and_size_and_count_limit_them(teacher_folder
     assert build("words", None, minimum_count=2).get_vocab_size() == 2 + 3
 
 
+def test_room_that_is_left_takes_the_teachers_other_pieces(teacher_folder: Path):
+    pruned, filled = (build("wordpiece", teacher_folder, fill=fill) for fill in (False, True))
+    assert set(pruned.get_vocab()) < set(filled.get_vocab())
+    assert filled.encode("zebra").tokens == ["zebra"]
+    seen = {index for text in TEXTS for index in filled.encode(text).ids}
+    assert filled.token_to_id("zebra") > max(seen)  # behind all that occurs
+    assert filled.token_to_id("[CLS]") is None
+    for text in TEXTS:
+        assert filled.encode(text).tokens == pruned.encode(text).tokens
+    room = build("wordpiece", teacher_folder, fill=True, size=pruned.get_vocab_size() + 1)
+    assert room.get_vocab_size() == pruned.get_vocab_size() + 1
+
+
 def test_an_empty_vocabulary_is_refused():
     with pytest.raises(StudentError, match=r"lower vocabulary\.minimum_count"):
         build("words", None, minimum_count=100)
 
 
-def test_chinese_is_cut_into_characters():
-    tokenizer = build_tokenizer(VocabularyConfig(kind="words"), ["酒店很好", "很好"])
-    assert tokenizer.encode("很好酒").tokens == ["很", "好", "酒"]
+HEADLINES = ["北京房价上涨", "上海房价下跌3%", "北京奥运会开幕", "iPhone4在北京上市"]
+
+
+def test_chinese_words_are_single_characters():
+    tokenizer = build_tokenizer(VocabularyConfig(kind="words"), HEADLINES)
+    assert tokenizer.encode("房价在iPhone4").tokens == ["房", "价", "在", "iphone4"]
+    assert all(len(piece) == 1 for piece in tokenizer.get_vocab() if not piece.isascii())
+
+
+def test_bpe_learns_chinese_words_of_several_characters():
+    tokenizer = build_tokenizer(VocabularyConfig(kind="bpe", minimum_count=2), HEADLINES)
+    assert tokenizer.encode("北京房价").tokens == ["北京", "##房价"]
+    assert tokenizer.encode("北京3%iPhone4").tokens[:3] == ["北京", "3", "%"]
+    # What was seen at the start of a run or within it alone is known in the other place, too.
+    assert tokenizer.encode("涨房在").tokens == ["涨", "##房", "##在"]
+
+
+@pytest.mark.parametrize("kind", ["words", "bpe"])
+def test_only_unseen_chinese_characters_are_unknown(kind: str):
+    tokenizer = build_tokenizer(VocabularyConfig(kind=kind), HEADLINES)
+    tokens = tokenizer.encode("北京猫房价狗").tokens
+    assert tokens.count("[UNK]") == 2
+    spelled = "".join(token.removeprefix("##") for token in tokens)
+    assert spelled == "北京[UNK]房价[UNK]"
 
 
 def test_long_texts_are_cut_and_counted(teacher_folder: Path):

@@ -84,9 +84,9 @@ def test_places_in_long_texts_and_among_masks_are_kept_apart(masked_lm):
     assert found[0][1] == propose.nearest([text], [[(end - 4, end)]])[0][0]
 
 
-def test_the_teachers_model_is_used_as_what_it_is(base: Path, masked_lm: Path):
-    assert isinstance(open_neighbours(str(base), None, None), TokenNeighbours)
-    assert isinstance(open_neighbours(str(masked_lm), None, None), MaskedProposals)
+def test_a_masked_model_is_asked_where_one_is_named_alone(base: Path, masked_lm: Path):
+    assert isinstance(open_neighbours(str(masked_lm), None, None), TokenNeighbours)
+    assert isinstance(open_neighbours(str(base), None, str(masked_lm)), MaskedProposals)
     assert mask_token(str(base), None) == SPECIAL[-1]
 
 
