@@ -79,19 +79,22 @@ BARE = ("augment.views=0", "data.transfer=[]", "teacher.ensemble=1")
 """No views, no pool, one teacher: what the comparison of losses is made with."""
 
 
-def loss(soft: str, hard_weight: float, soft_weight: float, temperature: int = 1) -> Overrides:
-    """Return the overrides that give the student this loss."""
-    return (
+def loss(
+    soft: str, hard_weight: float, soft_weight: float, temperature: int | None = None
+) -> Overrides:
+    """Return the overrides that give the student this loss; the temperature where it has one."""
+    overrides = (
         f"{STUDENT}.loss.standardise=false",
         f"{STUDENT}.loss.soft={soft}",
-        f"{STUDENT}.loss.temperature={temperature}",
         f"{STUDENT}.loss.hard_weight={hard_weight:g}",
         f"{STUDENT}.loss.soft_weight={soft_weight:g}",
     )
+    return overrides + ((f"{STUDENT}.loss.temperature={temperature}",) if temperature else ())
 
 
 NO_DISTILLATION = loss("mse", 1, 0)
 SQUARED_ERROR = loss("mse", 0.1, 1)
+DISTILLATION = loss("kl", 0.1, 1, 2)
 
 
 def losses() -> list[Variant]:
@@ -102,8 +105,8 @@ def losses() -> list[Variant]:
         found.append(Variant(f"KL, T = {temperature}", overrides, "losses", "MSE"))
     first = None
     for weight in HARD_WEIGHTS:
-        name = f"{weight:g} CE + {1 - weight:g} MSE"
-        overrides = (*BARE, *loss("mse", weight, 1 - weight))
+        name = f"{weight:g} CE + {1 - weight:g} KL"
+        overrides = (*BARE, *loss("kl", weight, 1 - weight, 2))
         found.append(Variant(name, overrides, "weight of CE", first))
         first = first or name
     return found
@@ -114,7 +117,7 @@ def ablation(pool: tuple[str, ...], views: int) -> tuple[Variant, ...]:
     row.
     """
     on = {
-        "distillation": SQUARED_ERROR,
+        "distillation": DISTILLATION,
         "embedding start": (f"{STUDENT}.embedding.start=teacher",),
         "views": (f"augment.views={views}",),
         "pool": (f"data.transfer={[*pool]}",),

@@ -39,7 +39,7 @@ def test_equal_settings_share_a_student_and_equal_lines_a_run():
     suite = SUITES["trec"]
     path = CONFIGS / suite.config
     lines, places = plan(load_config(path), path, [], suite.ablation)
-    assert places["0.1 CE + 0.9 MSE"] != places["MSE"]  # other soft weight
+    assert places["0.1 CE + 0.9 KL"] != places["KL, T = 2"]  # other soft weight
     assert places["+ embedding start"].line == places["KL, T = 2"].line
     views = lines[places["+ views"].line].config
     assert views.augment.views > 0 and views.run != load_config(path).run
