@@ -47,6 +47,7 @@ bench: setup
 	$(BIN)/python benchmarks/cache_reuse.py --json benchmarks/results/cache_reuse.json
 
 quality: setup
+	$(BIN)/pip install --quiet -c $(VENV)/constraints.txt -e ".[bench]"
 	$(BIN)/python benchmarks/quality.py --suite helpdesk --seeds 5 \
 		--json benchmarks/results/quality-helpdesk.json --write-docs
 
