@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import small_teachers
+import torch
 
 from bert_kd.config import LogitsConfig
 from bert_kd.store import RunFolder
@@ -28,6 +29,7 @@ def die_after(count: int, function):
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)  # as in the tests: sums differ by the number of threads
     what, folder, base, after = sys.argv[1:]
     run = RunFolder(Path(folder))
     prepared = small_teachers.small_data(run)
