@@ -82,7 +82,9 @@ def _teacher_vectors(
     remedy = 'set embedding.start = "random"'
     if teacher is None or not (teacher / "tokenizer.json").exists():
         raise StudentError(f"there is no teacher folder to take vectors from: {remedy}")
-    if start == "words" and cache is not None:
+    if start == "words":
+        if cache is None:
+            raise StudentError(f"there is no cache of a teacher to take vectors from: {remedy}")
         matrix = read_word_vectors(cache).astype(np.float32)  # [teacher's vocabulary, size]
     else:
         matrix = _embedding_matrix(teacher, remedy)  # [teacher's vocabulary, hidden]

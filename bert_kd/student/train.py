@@ -37,7 +37,7 @@ from bert_kd.student.model import BiLSTM
 CHECKPOINT, HISTORY, METRICS = "checkpoint.safetensors", "history.jsonl", "metrics.json"
 EVALUATION_TOKENS = 16_384
 FOLLOW_STEPS = 8
-"""The average of the weights is brought up to date once in so many steps."""
+"""The average of the weights follows once in so many steps, and at an epoch's end."""
 
 
 @dataclass(frozen=True)
@@ -148,8 +148,11 @@ def train(
                 _clip(learning, settings.clip)
                 for optimizer in optimizers:
                     optimizer.step()
-                if averaged is not None and (done_steps + 1) % FOLLOW_STEPS == 0:
-                    _follow(averaged, model, settings.ema, done_steps)
+                window = state.step % FOLLOW_STEPS + 1
+                if averaged is not None and (
+                    window == FOLLOW_STEPS or state.step + 1 == len(batches)
+                ):
+                    _follow(averaged, model, settings.ema, done_steps, window)
 
                 state.step += 1
                 state.sums = tuple(
@@ -349,11 +352,11 @@ def _clip(learning: Sequence[Tensor], largest: float) -> None:
 
 
 @torch.no_grad()
-def _follow(averaged: BiLSTM, model: BiLSTM, decay: float, step: int) -> None:
-    """Move the averaged weights towards the model's, once for the last `FOLLOW_STEPS` steps; early
-    steps count more, so that the start is forgotten.
+def _follow(averaged: BiLSTM, model: BiLSTM, decay: float, step: int, window: int) -> None:
+    """Move the averaged weights towards the model's, once for the last `window` steps; early steps
+    count more, so that the start is forgotten.
     """
-    decay = min(decay, (1 + step) / (10 + step)) ** FOLLOW_STEPS
+    decay = min(decay, (1 + step) / (10 + step)) ** window
     for slow, fast in zip(averaged.parameters(), model.parameters(), strict=True):
         slow.lerp_(fast, 1 - decay)
 

@@ -11,6 +11,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 
+# transformers leaves the making of subclasses untyped.
 class MeanPooledBert(BertForSequenceClassification):  # type: ignore[no-untyped-call]
     """`BertForSequenceClassification` without a pooler: mean of the last hidden states over the
     real tokens, special ones included (Reimers and Gurevych 2019, section 3), dropout, head.
