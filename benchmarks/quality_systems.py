@@ -144,28 +144,15 @@ def teacher_predictions(config: Config, sets: Mapping[str, Rows]) -> dict[str, I
     """Return the classes [1, rows] that a run's teachers together predict, from its filled cache,
     on every set.
     """
-    from bert_kd.logits.calibration import calibrate
-    from bert_kd.logits.combine import read_teachers
+    from bert_kd.logits.panel import open_panel
 
     run = RunFolder(config.run)
     prepared = load_prepared(run)
     sources = teacher_sources(config, run, NO_WISHES)
-    temperatures: list[float] = []
-    if config.logits.calibrate:
-        rows = read_rows(run.split("validation"))
-        found = calibrate(sources, prepared.labels, rows.keys, rows.labels)
-        temperatures = [one.temperature for one in found]
+    panel = open_panel(config.logits, sources, prepared.labels, run.split("validation"))
     predictions = {}
     for name, rows in sets.items():
-        answers = read_teachers(
-            sources,
-            prepared.labels,
-            rows.keys,
-            config.logits.combine,
-            features=False,
-            temperatures=temperatures,
-        )
-        predictions[name] = answers.logits.argmax(axis=1)[None]  # [1, rows]
+        predictions[name] = panel.answers(rows.keys).logits.argmax(axis=1)[None]  # [1, rows]
     return predictions
 
 

@@ -31,8 +31,8 @@ from bert_kd.evaluate.findings import (
 )
 from bert_kd.evaluate.format import percent
 from bert_kd.evaluate.metrics import measure, worst_errors
-from bert_kd.logits.calibration import Calibration, calibrate
-from bert_kd.logits.combine import read_teachers
+from bert_kd.logits.calibration import Calibration
+from bert_kd.logits.panel import Panel, open_panel
 from bert_kd.progress import progress, say
 from bert_kd.store import RunFolder, read_json
 from bert_kd.timing import with_speed
@@ -69,13 +69,12 @@ def assess(
     notes: list[str] = []
     if not sources:
         notes.append("There is no teacher: every student learned from the gold labels alone.")
-    calibrations = _calibrations(config, run, prepared, sources)
-    notes.extend(_about_calibration(calibration) for calibration in calibrations)
-    temperatures = [calibration.temperature for calibration in calibrations]
+    panel = open_panel(config.logits, sources, prepared.labels, run.split("validation"))
+    notes.extend(_about_calibration(calibration) for calibration in panel.calibrations)
     splits: dict[str, _Split] = {}
     for name in settings.splits:
         rows = read_rows(run.split(name))
-        teacher = _teacher_logits(config, prepared, sources, temperatures, rows, name, notes)
+        teacher = _teacher_logits(panel, rows, name, notes)
         splits[name] = _Split(rows, teacher)
     shown = "test" if "test" in settings.splits else settings.splits[-1]
     students = {member.name: load_student(run.student(member.name)) for member in members}
@@ -88,12 +87,12 @@ def assess(
     answers = _answers(splits, students)
 
     models = (
-        [_teacher_model(config, run, prepared, sources, splits)]
+        [_teacher_model(config, run, panel, splits)]
         if all(split.teacher is not None for split in splits.values())
         else []
     )
-    if models and calibrations:
-        fitted = ", ".join(f"T = {temperature:.2f}" for temperature in temperatures)
+    if models and panel.calibrations:
+        fitted = ", ".join(f"T = {found.temperature:.2f}" for found in panel.calibrations)
         about = f"{models[0].description}, calibrated ({fitted})"
         models[0] = replace(models[0], description=about)
     for member in members:
@@ -121,47 +120,22 @@ def assess(
     )
 
 
-def _calibrations(
-    config: Config, run: RunFolder, prepared: Prepared, sources: Sequence[TeacherSource]
-) -> tuple[Calibration, ...]:
-    """Return the calibrations that the students' lessons had too; none where not asked for."""
-    if not config.logits.calibrate or not sources:
-        return ()
-    rows = read_rows(run.split("validation"))
-    return calibrate(sources, prepared.labels, rows.keys, rows.labels)
-
-
 def _about_calibration(calibration: Calibration) -> str:
     """Return the sentence of the report that goes with the teacher's NLL and calibration error."""
     about = calibration.describe()
     return f"Calibrated: {about}. Its NLL and calibration error are those after it."
 
 
-def _teacher_logits(
-    config: Config,
-    prepared: Prepared,
-    sources: Sequence[TeacherSource],
-    temperatures: Sequence[float],
-    rows: Rows,
-    split: str,
-    notes: list[str],
-) -> Logits | None:
+def _teacher_logits(panel: Panel, rows: Rows, split: str, notes: list[str]) -> Logits | None:
     """Return the teachers' answers to a split, or None where there are no teachers or an imported
     cache lacks them.
     """
-    if not sources:
+    if not panel.sources:
         return None
     try:
-        return read_teachers(
-            sources,
-            prepared.labels,
-            rows.keys,
-            config.logits.combine,
-            features=False,
-            temperatures=temperatures,
-        ).logits
+        return panel.answers(rows.keys).logits
     except CacheError as error:
-        if not config.logits.teachers:
+        if not panel.config.teachers:
             raise
         say(f"evaluate: no teacher on {split}: {error}")
         notes.append(f"The caches hold no teacher's answers to all of {split}.")
@@ -193,11 +167,7 @@ def _answers(
 
 
 def _teacher_model(
-    config: Config,
-    run: RunFolder,
-    prepared: Prepared,
-    sources: Sequence[TeacherSource],
-    splits: dict[str, _Split],
+    config: Config, run: RunFolder, panel: Panel, splits: dict[str, _Split]
 ) -> Model:
     """Return the teacher's row; its size is known where the model is this run's own. That of an
     ensemble is the size of all its members.
@@ -207,7 +177,7 @@ def _teacher_model(
         name: measure(
             split.teacher,
             split.rows.labels,
-            prepared.labels,
+            panel.labels,
             bootstrap_samples=settings.bootstrap_samples,
             seed=settings.seed,
         )
@@ -218,7 +188,7 @@ def _teacher_model(
         caches = ", ".join(source.folder.name for source in config.logits.teachers)
         about = f"answers read from {caches}"
         return Model(TEACHER, TEACHER, "teacher", None, metrics, description=about)
-    folders = run.teachers(len(sources))
+    folders = run.teachers(len(panel.sources))
     facts = read_json(run.teacher_facts)
     weights = [path for folder in folders for path in sorted(folder.glob("*.safetensors"))]
     total, embedding = _tensor_sizes(weights)
@@ -236,9 +206,9 @@ def _teacher_model(
     if len(folders) == 1:
         return replace(model, history=tuple(_as_student_history(row) for row in facts["history"]))
     alone = []
-    for folder, source in zip(folders, sources, strict=True):
+    for folder, source in zip(folders, panel.sources, strict=True):
         accuracy = {
-            name: _alone(config, prepared, source, split.rows, name)
+            name: _alone(replace(panel, sources=(source,), calibrations=()), split.rows)
             for name, split in splits.items()
         }
         alone.append(EnsembleMember(folder.name, accuracy))
@@ -246,13 +216,9 @@ def _teacher_model(
     return replace(model, seed=None, description=about, ensemble=tuple(alone))
 
 
-def _alone(
-    config: Config, prepared: Prepared, source: TeacherSource, rows: Rows, split: str
-) -> float:
+def _alone(teacher: Panel, rows: Rows) -> float:
     """Return the accuracy of one teacher of an ensemble on a split."""
-    logits = _teacher_logits(config, prepared, [source], (), rows, split, [])
-    assert logits is not None  # this run's own caches are complete
-    return float((logits.argmax(axis=1) == rows.labels).mean())
+    return float((teacher.answers(rows.keys).logits.argmax(axis=1) == rows.labels).mean())
 
 
 def _about_ensemble(model: Model, split: str) -> str:

@@ -178,7 +178,7 @@ def cache_logits(
     # Of an ensemble, the first one's word vectors are what embeddings start from.
     words = any(student.embedding.start == "words" for student in config.students)
     filled = [
-        fill_cache(run, prepared, config.logits, part, folder, words=words and number == 0)
+        fill_cache(run, prepared, config.logits, folder, part, words=words and number == 0)
         for number, folder in enumerate(stamps)
     ]
     cache_stamp(config, run, [one.folder.name for one in filled]).write(run.logits)

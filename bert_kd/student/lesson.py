@@ -19,9 +19,9 @@ from bert_kd.config import LogitsConfig, LossConfig, StudentConfig, TeacherSourc
 from bert_kd.data.prepare import Prepared
 from bert_kd.errors import StudentError
 from bert_kd.logits.cache import Answers, LogitCache
-from bert_kd.logits.calibration import Calibration, calibrate
-from bert_kd.logits.combine import read_teachers
+from bert_kd.logits.calibration import Calibration
 from bert_kd.logits.gate import gate
+from bert_kd.logits.panel import Panel, open_panel
 from bert_kd.progress import say
 from bert_kd.store import RunFolder
 from bert_kd.student.choice import choose_rows
@@ -89,11 +89,11 @@ def prepare_lesson(
     answers: Answers | None = None
     calibrations: tuple[Calibration, ...] = ()
     if sources:
-        if logits.calibrate:
-            calibrations = calibrate(sources, prepared.labels, validation.keys, validation.labels)
-            for calibration in calibrations:
-                say(f"{config.name}: {calibration.describe()}")
-        rows, answers = _taught(config, logits, prepared.labels, sources, rows, calibrations)
+        panel = open_panel(logits, sources, prepared.labels, run.split("validation"))
+        calibrations = panel.calibrations
+        for calibration in calibrations:
+            say(f"{config.name}: {calibration.describe()}")
+        rows, answers = _taught(config, panel, rows)
     say(
         f"{config.name}: {len(rows):,} rows, {tokenizer.get_vocab_size():,} vocabulary entries "
         f"({config.vocabulary.kind}), {rows.cut:,} texts cut at {config.vocabulary.max_length} "
@@ -113,24 +113,10 @@ def prepare_lesson(
     )
 
 
-def _taught(
-    config: StudentConfig,
-    logits: LogitsConfig,
-    labels: tuple[str, ...],
-    sources: Sequence[TeacherSource],
-    rows: Encoded,
-    calibrations: Sequence[Calibration],
-) -> tuple[Encoded, Answers]:
+def _taught(config: StudentConfig, panel: Panel, rows: Encoded) -> tuple[Encoded, Answers]:
     """Return the rows that are learned, with the teachers' answers, which have passed the gate."""
-    answers = read_teachers(
-        sources,
-        labels,
-        rows.keys,
-        logits.combine,
-        features=config.loss.feature_weight > 0,
-        temperatures=[calibration.temperature for calibration in calibrations],
-    )
-    passed = gate(answers, labels, rows.labels, logits.minimum_gain)
+    answers = panel.answers(rows.keys, features=config.loss.feature_weight > 0)
+    passed = gate(answers, panel.labels, rows.labels, panel.config.minimum_gain)
     chosen = choose_rows(config.rows, rows.keys, rows.labels, answers.logits)
     if chosen is not None:
         say(

@@ -86,19 +86,18 @@ def fill_cache(
     run: RunFolder,
     prepared: Prepared,
     config: LogitsConfig,
+    home: Path,
     part: Part = (1, 1),
-    home: Path | None = None,
     *,
     words: bool = False,
 ) -> Filled:
-    """Compute the answers that the cache of the teacher in `home` (None: `run.teacher`) lacks, and
-    only these; with `words` also its word vectors.
+    """Compute the answers that the cache of the teacher in `home` lacks, and only these; with
+    `words` also its word vectors.
 
     Raises StageError where teacher and data do not belong together, CacheError where the cache
     can't take the answers.
     """
     started = time.monotonic()
-    home = home or run.teacher
     card = read_card(home)
     _check(card, prepared, home)
     fingerprint = fingerprint_teacher(home, config.precision)
