@@ -38,4 +38,4 @@ if __name__ == "__main__":
         finetune.finetune(small_teachers.resumable(Path(base)), run, prepared)
     else:
         answer.Answering.__call__ = die_after(int(after), answer.Answering.__call__)
-        fill.fill_cache(run, prepared, LogitsConfig(rows_per_shard=16))
+        fill.fill_cache(run, prepared, LogitsConfig(rows_per_shard=16), run.teacher)

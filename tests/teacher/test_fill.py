@@ -182,9 +182,9 @@ def test_features_can_not_be_added_to_a_cache_without(run, prepared):
 
 def test_data_with_other_labels_needs_another_teacher(run, prepared):
     with pytest.raises(StageError, match="answers bad, good, but the data now has no, yes: run"):
-        fill_cache(run, replace(prepared, labels=("no", "yes")), LogitsConfig())
+        fill_cache(run, replace(prepared, labels=("no", "yes")), LogitsConfig(), run.teacher)
     with pytest.raises(StageError, match=r"bad, good \(pairs\)"):
-        fill_cache(run, replace(prepared, pair=True), LogitsConfig())
+        fill_cache(run, replace(prepared, pair=True), LogitsConfig(), run.teacher)
 
 
 def test_pairs_are_cached_by_both_texts(run, base):
