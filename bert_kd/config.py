@@ -369,6 +369,11 @@ class LossConfig(Section):
     """Of `dist`, γ: the rows of the batch, for one class."""
     label_smoothing: Fraction = 0.0
 
+    @property
+    def distils(self) -> bool:
+        """Whether a teacher's answers are part of it; if not, gold labels are all there is."""
+        return bool(self.soft_weight or self.feature_weight)
+
     @model_validator(mode="before")
     @classmethod
     def _expand_preset(cls, given: Any) -> Any:

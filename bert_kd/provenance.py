@@ -51,8 +51,7 @@ def needs_teacher(config: Config) -> bool:
     vectors from a teacher.
     """
     return bool(config.logits.teachers) or any(
-        student.loss.soft_weight
-        or student.loss.feature_weight
+        student.loss.distils
         or student.vocabulary.kind == "wordpiece"
         or student.embedding.start in ("teacher", "words")
         for student in config.students
@@ -60,15 +59,14 @@ def needs_teacher(config: Config) -> bool:
 
 
 def members(config: Config) -> list[Member]:
-    """Return all students of the configuration, each followed by its twin; without a teacher, a
-    twin would be the same student again.
+    """Return all students of the configuration, each followed by its twin; that of a student which
+    learns from gold labels alone would be the same student again.
     """
-    twins = needs_teacher(config)
     return [
         Member(student, seed, twin)
         for student in config.students
         for seed in student.seeds
-        for twin in ((False, True) if student.twin and twins else (False,))
+        for twin in ((False, True) if student.twin and student.loss.distils else (False,))
     ]
 
 

@@ -237,7 +237,7 @@ def teach(
         config, model, examples, validation, folder, seed=seed, name=name, fingerprint=fingerprint
     )
     facts: dict[str, Any] = {"seed": seed, "twin": twin, "parameters": total}
-    facts["distilled"] = bool(config.loss.soft_weight or config.loss.feature_weight)
+    facts["distilled"] = config.loss.distils
     if lesson.calibrations and not twin:
         facts["calibrations"] = [asdict(calibration) for calibration in lesson.calibrations]
     student = Student(model.cpu().eval(), lesson.tokenizer, lesson.labels, name, facts)
@@ -249,10 +249,10 @@ def teach(
 
 def _examples(lesson: Lesson, twin: bool) -> Examples:
     """Return the rows to learn from; a twin sees those with a gold label, and no teacher. So does
-    a student that has none.
+    a student that has none or learns from gold labels alone.
     """
     rows, answers = lesson.rows, lesson.answers
-    if answers is not None and not twin:
+    if answers is not None and lesson.config.loss.distils and not twin:
         return Examples(rows.tokens, rows.tokens_b, rows.labels, answers.logits, answers.features)
     labelled = np.flatnonzero(rows.labels >= 0)
     other = rows.tokens_b.take(labelled) if rows.tokens_b is not None else None

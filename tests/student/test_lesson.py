@@ -125,6 +125,13 @@ def test_a_student_learns_by_every_soft_term(configured, loss):
     assert metrics["base-seed17"]["validation_accuracy"] > 0.8
 
 
+def test_beside_a_teacher_too_a_student_may_learn_from_gold_labels_alone(configured):
+    config = configured(loss={"hard_weight": 1.0, "soft_weight": 0.0}, twin=True)
+    assert [member.name for member in members(config)] == ["base-seed17"]
+    metrics = stages.train_students(config)
+    assert metrics["base-seed17"]["examples"] == 120  # of 150 rows, those of train
+
+
 @pytest.mark.parametrize("kind", ["mse", "cosine"])
 def test_pooled_states_are_learned_through_the_map_and_it_is_left_behind(configured, kind):
     loss = {"feature_weight": 1.0, "feature": kind, "soft_weight": 0.0, "hard_weight": 0.1}
