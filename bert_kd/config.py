@@ -100,8 +100,8 @@ class AugmentConfig(Section):
     """
 
     views: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
-    """Views of a row; 0: none are made. `auto`: 20, but none where `logits.teachers` names caches,
-    whose teachers can't be asked.
+    """Views of a row; 0: none are made. `auto`: 20, of long texts fewer (4 million words in all);
+    none where `logits.teachers` names caches, whose teachers can't be asked.
     """
     maximum: Count = 100_000
     """At most this many views in all: of more rows fewer each are made, evenly."""
@@ -408,10 +408,12 @@ class LossConfig(Section):
 class TrainingConfig(Section):
     """The student's training loop."""
 
-    epochs: Count = 8
-    """Over train, transfer texts and views together."""
-    twin_epochs: Count = 20
-    """Of a twin, over train alone: it has fewer rows to learn from."""
+    epochs: Count | Literal["auto"] = "auto"
+    """Over train, transfer texts and views together; `auto`: 800,000 examples, 4 to 8 epochs."""
+    twin_epochs: Count | Literal["auto"] = "auto"
+    """Of a twin, over train alone, of which it needs more; `auto`: 400,000 examples, 6 to 20
+    epochs.
+    """
     batch_size: Count = 32
     learning_rate: Positive = 1e-3
     weight_decay: NotNegative = 0.01
@@ -435,6 +437,14 @@ class TrainingConfig(Section):
     """Of the matrix products; weights, their updates and the loss are in fp32. `auto`: bf16 on a
     GPU or CPU that computes in it, else fp32.
     """
+
+    def epochs_over(self, rows: int, *, twin: bool = False) -> int:
+        """Return the epochs of a student, or of its twin, that learns from so many rows."""
+        asked = self.twin_epochs if twin else self.epochs
+        if asked != "auto":
+            return asked
+        examples, least, most = (400_000, 6, 20) if twin else (800_000, 4, 8)
+        return min(max(round(examples / max(rows, 1)), least), most)
 
 
 class RowsConfig(Section):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from places import CONFIGS
 
-from bert_kd.config import PRESETS, Config, LossConfig, StudentConfig
+from bert_kd.config import PRESETS, Config, LossConfig, StudentConfig, TrainingConfig
 from bert_kd.config_file import load_config
 from bert_kd.errors import ConfigError
 
@@ -189,3 +189,15 @@ def test_presets_fill_what_is_not_given():
     assert LossConfig(preset="hinton", temperature=2.0).temperature == 2.0
     with pytest.raises(ValueError, match="nothing would be learned"):
         LossConfig(hard_weight=0, soft_weight=0)
+
+
+@pytest.mark.parametrize(
+    ("rows", "epochs", "twin_epochs"),
+    [(100, 8, 20), (17_000, 8, 20), (40_000, 8, 10), (150_000, 5, 6), (1_000_000, 4, 6)],
+)
+def test_more_rows_are_seen_less_often(rows, epochs, twin_epochs):
+    settings = TrainingConfig()
+    assert settings.epochs_over(rows) == epochs
+    assert settings.epochs_over(rows, twin=True) == twin_epochs
+    asked = TrainingConfig(epochs=3, twin_epochs=5)
+    assert (asked.epochs_over(rows), asked.epochs_over(rows, twin=True)) == (3, 5)

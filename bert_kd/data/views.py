@@ -28,8 +28,12 @@ from bert_kd.progress import progress, say
 from bert_kd.store import SPLITS, RunFolder, fingerprint, make_folder, read_json, write_json
 
 VIEWS = "views"
-AUTO_VIEWS = 20
-"""Views of a row where none are asked for."""
+AUTO_VIEWS, AUTO_UNITS = 20, 4_000_000
+"""Where no number is asked for: views of a row, and units (words, marks) of all views together. A
+long text tells more by itself, and costs more to answer.
+"""
+MEASURED_ROWS = 256
+"""Rows of each part whose units are counted."""
 PART_ROWS = 4096
 LEARNED_ROWS = 100_000
 """Rows that word classes are learned from."""
@@ -67,8 +71,8 @@ def write_views(
 
     Parts that a killed run left are kept where rows, settings and proposals are the same.
     """
-    keys, labels = _keys_of(run)
-    wanted = _wanted(keys, config)
+    keys, labels, units = _keys_of(run)
+    wanted = _wanted(keys, units, config)
     job = fingerprint(
         prepared.fingerprints, config.model_dump(mode="json"), proposals.identity, PART_ROWS
     )
@@ -116,19 +120,27 @@ def describe_views(prepared: Prepared) -> str:
     )
 
 
-def _keys_of(run: RunFolder) -> tuple[Keys, npt.NDArray[np.int64]]:
-    """Return keys and labels of train."""
-    keys, labels = [], []
-    for rows in iterate_rows(run.split("train")):
+def _keys_of(run: RunFolder) -> tuple[Keys, npt.NDArray[np.int64], float]:
+    """Return keys and labels of train, and how many units a row has on average (of a sample)."""
+    keys, labels, units = [], [], []
+    for rows in iterate_rows(run.split("train"), PART_ROWS):
         keys.append(rows.keys)
         labels.append(rows.labels)
-    return join_keys(keys), np.concatenate(labels)
+        for row in range(0, len(rows), max(len(rows) // MEASURED_ROWS, 1)):
+            sides = [rows.texts[row]] + ([rows.texts_b[row]] if rows.texts_b else [])
+            units.append(sum(len(split_units(side).words) for side in sides))
+    return join_keys(keys), np.concatenate(labels), float(np.mean(units))
 
 
-def _wanted(keys: Keys, config: AugmentConfig) -> npt.NDArray[np.int64]:
-    """Return how many views to make of each row: as even as `maximum` allows, by key."""
-    views = AUTO_VIEWS if config.views == "auto" else config.views
-    total = min(views * len(keys), config.maximum)
+def _wanted(keys: Keys, units: float, config: AugmentConfig) -> npt.NDArray[np.int64]:
+    """Return how many views to make of each row (of so many units on average): as even as the
+    limits allow, by key.
+    """
+    if config.views == "auto":
+        most = min(AUTO_VIEWS * len(keys), int(AUTO_UNITS / max(units, 1.0)))
+    else:
+        most = config.views * len(keys)
+    total = min(most, config.maximum)
     each, more = divmod(total, len(keys))
     wanted = np.full(len(keys), each, dtype=np.int64)
     wanted[_lowest(keys, more)] += 1

@@ -200,7 +200,8 @@ def teach(
         loss = LossConfig(
             hard_weight=1.0, soft_weight=0.0, label_smoothing=config.loss.label_smoothing
         )
-        training = config.training.model_copy(update={"epochs": config.training.twin_epochs})
+        epochs = config.training.epochs_over(len(examples), twin=True)
+        training = config.training.model_copy(update={"epochs": epochs})
         config = config.model_copy(update={"loss": loss, "training": training})
     sizes = config.model
     shape = Shape(

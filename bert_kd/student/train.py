@@ -109,7 +109,8 @@ def train(
     objective = DistillationLoss(config.loss, model.shape.pooled, teacher_size)
     model.embedding.weight.requires_grad_(not config.embedding.freeze)
     batches_per_epoch = math.ceil(len(examples) / settings.batch_size)
-    rate = _rate(settings, settings.epochs * batches_per_epoch)
+    epochs = settings.epochs_over(len(examples))
+    rate = _rate(settings, epochs * batches_per_epoch)
     model, objective = accelerator.prepare(model, objective)
     optimizers = [
         accelerator.prepare(optimizer) for optimizer in _optimizers(settings, model, objective)
@@ -125,10 +126,10 @@ def train(
 
     lengths = examples.lengths
     started, last_saved = time.monotonic() - state.seconds, time.monotonic()
-    total = settings.epochs * len(examples)
+    total = epochs * len(examples)
     done = state.epoch * len(examples) + state.step * settings.batch_size
     with progress(name, total, "examples", done=done) as advance:
-        while state.epoch < settings.epochs and not _out_of_patience(state, settings):
+        while state.epoch < epochs and not _out_of_patience(state, settings):
             model.train()
             shuffled = np.random.default_rng([seed, state.epoch])
             batches = bucketed_batches(lengths, settings.batch_size, shuffled)

@@ -65,11 +65,19 @@ def test_views_repeat_no_text_of_any_split_and_all_are_counted(run, made):
 
 def test_the_maximum_is_shared_out_evenly(run, made):
     keys = read_rows(run.split("train")).keys
-    wanted = making._wanted(keys, AugmentConfig(views=4, maximum=700))
+    wanted = making._wanted(keys, 9.0, AugmentConfig(views=4, maximum=700))
     assert wanted.sum() == 700 and set(wanted.tolist()) == {2, 3}
-    assert set(making._wanted(keys, AugmentConfig(views=4)).tolist()) == {4}
-    few = making._wanted(keys, AugmentConfig(views=4, maximum=5))
+    assert set(making._wanted(keys, 9.0, AugmentConfig(views=4)).tolist()) == {4}
+    few = making._wanted(keys, 9.0, AugmentConfig(views=4, maximum=5))
     assert few.sum() == 5 and few.max() == 1
+
+
+def test_long_texts_get_fewer_views_where_no_number_is_asked_for(run, made):
+    keys = read_rows(run.split("train")).keys
+    assert set(making._wanted(keys, 9.0, AugmentConfig()).tolist()) == {making.AUTO_VIEWS}
+    long = making.AUTO_UNITS / len(keys) / 3  # three views of each row are all there is room for
+    assert making._wanted(keys, long, AugmentConfig()).sum() == 3 * len(keys)
+    assert set(making._wanted(keys, long, AugmentConfig(views=4)).tolist()) == {4}
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_does_not(run, made):
