@@ -93,7 +93,8 @@ class DataConfig(Section):
 
 
 class AugmentConfig(Section):
-    """Views: rows of train changed a little, which the teacher labels softly (end of stage 01).
+    """Views: rows of train, and of the transfer texts where there is room, changed a little, which
+    the teacher labels softly (end of stage 01).
 
     Each word is masked, replaced or left as it is by `mask`, `replace_by_class` and `neighbours`,
     which exclude each other; `ngram`, `mix` and `swap` go by view.
@@ -104,7 +105,9 @@ class AugmentConfig(Section):
     none where `logits.teachers` names caches, whose teachers can't be asked.
     """
     maximum: Count = 100_000
-    """At most this many views in all: of more rows fewer each are made, evenly."""
+    """At most this many views in all: of more rows fewer each are made, evenly; transfer texts get
+    what train leaves.
+    """
     mask: Fraction = 0.1
     """Share of words replaced by the teacher's mask token (Tang et al. 2019, p_mask)."""
     replace_by_class: Fraction = 0.1

@@ -1,6 +1,7 @@
-"""Making `data/views.parquet`: views of the training rows, without repeats, counted.
+"""Making `data/views.parquet`: views of the rows of train and, as far as there is room, of the
+transfer texts, without repeats, counted.
 
-The training text is read twice: once to learn word classes and to pick partners, from a sample that
+These texts are read twice: once to learn word classes and to pick partners, from a sample that
 does not grow with the data; once to make the views, some thousand rows at a time. Each part lies in
 a file of its own until all are there, so that a killed run goes on where it was. Row keys stay in
 memory, 16 bytes a row.
@@ -28,6 +29,8 @@ from bert_kd.progress import progress, say
 from bert_kd.store import SPLITS, RunFolder, fingerprint, make_folder, read_json, write_json
 
 VIEWS = "views"
+VIEWED = ("train", "transfer")
+"""The splits that views are made of, the first one first."""
 AUTO_VIEWS, AUTO_UNITS = 20, 4_000_000
 """Where no number is asked for: views of a row, and units (words, marks) of all views together. A
 long text tells more by itself, and costs more to answer.
@@ -67,12 +70,12 @@ class _Counts:
 def write_views(
     run: RunFolder, prepared: Prepared, config: AugmentConfig, proposals: Proposals
 ) -> Prepared:
-    """Write the views of train beside the splits; return what is prepared then.
+    """Write the views beside the splits; return what is prepared then.
 
     Parts that a killed run left are kept where rows, settings and proposals are the same.
     """
     keys, labels, units = _keys_of(run)
-    wanted = _wanted(keys, units, config)
+    wanted = _wanted(keys, int((labels >= 0).sum()), units, config)
     job = fingerprint(
         prepared.fingerprints, config.model_dump(mode="json"), proposals.identity, PART_ROWS
     )
@@ -80,15 +83,18 @@ def write_views(
     tools = _tools(run, keys, labels, prepared.pair, config, proposals)
     paths = []
     done = 0
-    with progress("make views", len(keys), "rows") as advance:
-        for number, rows in enumerate(iterate_rows(run.split("train"), PART_ROWS)):
+    due_rows = int(np.flatnonzero(wanted).max(initial=-1)) + 1
+    with progress("make views", due_rows, "rows") as advance:
+        for number, rows in enumerate(_iterate(run)):
+            if not wanted[done:].any():
+                break  # of the transfer texts, none
             path = folder / f"part-{number:05d}.parquet"
             if not path.exists():
                 due = wanted[done : done + len(rows)].tolist()
                 write_rows(path, [make_views(rows, due, config, tools)])
             paths.append(path)
             done += len(rows)
-            advance(len(rows))
+            advance(min(len(rows), due_rows - done + len(rows)))
     written, counts = _merge(run, paths)
     facts = read_json(run.prepared)
     facts["rows"][VIEWS] = counts.rows
@@ -120,10 +126,17 @@ def describe_views(prepared: Prepared) -> str:
     )
 
 
+def _iterate(run: RunFolder) -> Iterator[Rows]:
+    """Yield the rows that views are made of, in parts."""
+    for split in VIEWED:
+        if run.split(split).exists():
+            yield from iterate_rows(run.split(split), PART_ROWS)
+
+
 def _keys_of(run: RunFolder) -> tuple[Keys, npt.NDArray[np.int64], float]:
-    """Return keys and labels of train, and how many units a row has on average (of a sample)."""
+    """Return keys and labels of these rows, and how many units one has on average (of a sample)."""
     keys, labels, units = [], [], []
-    for rows in iterate_rows(run.split("train"), PART_ROWS):
+    for rows in _iterate(run):
         keys.append(rows.keys)
         labels.append(rows.labels)
         for row in range(0, len(rows), max(len(rows) // MEASURED_ROWS, 1)):
@@ -132,19 +145,31 @@ def _keys_of(run: RunFolder) -> tuple[Keys, npt.NDArray[np.int64], float]:
     return join_keys(keys), np.concatenate(labels), float(np.mean(units))
 
 
-def _wanted(keys: Keys, units: float, config: AugmentConfig) -> npt.NDArray[np.int64]:
-    """Return how many views to make of each row (of so many units on average): as even as the
-    limits allow, by key.
+def _wanted(
+    keys: Keys, labelled: int, units: float, config: AugmentConfig
+) -> npt.NDArray[np.int64]:
+    """Return how many views to make of each row (of so many units on average): of the first
+    `labelled` rows as many as the limits allow, of the others what they leave.
     """
-    if config.views == "auto":
-        most = min(AUTO_VIEWS * len(keys), int(AUTO_UNITS / max(units, 1.0)))
-    else:
-        most = config.views * len(keys)
-    total = min(most, config.maximum)
-    each, more = divmod(total, len(keys))
-    wanted = np.full(len(keys), each, dtype=np.int64)
-    wanted[_lowest(keys, more)] += 1
-    return wanted
+    views, room = config.views, config.maximum
+    if views == "auto":
+        views, room = AUTO_VIEWS, min(room, int(AUTO_UNITS / max(units, 1.0)))
+    return _share(keys, labelled, views, room)
+
+
+def _share(keys: Keys, first: int, each: int, room: int) -> npt.NDArray[np.int64]:
+    """Return how many of `room` go to each row: at most `each`, to the `first` rows before the
+    others, evenly among these and among those, by key.
+    """
+    shares = np.zeros(len(keys), dtype=np.int64)
+    for rows in (slice(0, first), slice(first, len(keys))):
+        count = len(keys[rows])
+        if count:
+            total = min(each * count, room)
+            shares[rows] = total // count
+            shares[rows][_lowest(keys[rows], total % count)] += 1
+            room -= total
+    return shares
 
 
 def _lowest(keys: Keys, count: int) -> npt.NDArray[np.int64]:
@@ -171,8 +196,8 @@ def _tools(
     config: AugmentConfig,
     proposals: Proposals,
 ) -> Tools:
-    """Return what views are made with, learned from samples of train by key."""
-    learned = _mask(len(keys), _lowest(keys, LEARNED_ROWS))
+    """Return what views are made with, learned from samples of the rows by key."""
+    learned = _share(keys, int((labels >= 0).sum()), 1, LEARNED_ROWS) > 0
     partnering = np.zeros(len(keys), dtype=bool)
     classes = np.unique(labels)
     for label in classes:
@@ -182,7 +207,7 @@ def _tools(
 
     def sample() -> Iterator[str]:
         done = 0
-        for rows in iterate_rows(run.split("train")):
+        for rows in _iterate(run):
             part = slice(done, done + len(rows))
             done += len(rows)
             for row in np.flatnonzero(learned[part] | partnering[part]):

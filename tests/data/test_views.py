@@ -33,6 +33,11 @@ def made(write, prepared):
     return prepared(transfer=("pool.tsv",))[0]
 
 
+def viewed(made):
+    """How many rows views are made of."""
+    return sum(made.rows[split] for split in making.VIEWED)
+
+
 def test_views_stand_in_a_split_of_their_own_and_the_others_stay(run, made):
     before = {name: run.split(name).read_bytes() for name in made.rows}
     after = write_views(run, made, AugmentConfig(views=2), MASK)
@@ -53,7 +58,7 @@ def test_views_repeat_no_text_of_any_split_and_all_are_counted(run, made):
     given = {text for name in made.rows for text in read_rows(run.split(name)).texts}
     assert len(set(rows.texts)) == len(rows) and not set(rows.texts) & given
     counts = after.report["views"]
-    assert counts["wanted"] == 6 * made.rows["train"]
+    assert counts["wanted"] == 6 * viewed(made)
     assert counts["repeats"] > 0 and counts["known"] > 0
     assert counts["wanted"] == len(rows) + sum(
         counts[key] for key in ("repeats", "known", "unchanged")
@@ -65,19 +70,33 @@ def test_views_repeat_no_text_of_any_split_and_all_are_counted(run, made):
 
 def test_the_maximum_is_shared_out_evenly(run, made):
     keys = read_rows(run.split("train")).keys
-    wanted = making._wanted(keys, 9.0, AugmentConfig(views=4, maximum=700))
+    wanted = making._wanted(keys, len(keys), 9.0, AugmentConfig(views=4, maximum=700))
     assert wanted.sum() == 700 and set(wanted.tolist()) == {2, 3}
-    assert set(making._wanted(keys, 9.0, AugmentConfig(views=4)).tolist()) == {4}
-    few = making._wanted(keys, 9.0, AugmentConfig(views=4, maximum=5))
+    assert set(making._wanted(keys, len(keys), 9.0, AugmentConfig(views=4)).tolist()) == {4}
+    few = making._wanted(keys, len(keys), 9.0, AugmentConfig(views=4, maximum=5))
     assert few.sum() == 5 and few.max() == 1
 
 
 def test_long_texts_get_fewer_views_where_no_number_is_asked_for(run, made):
     keys = read_rows(run.split("train")).keys
-    assert set(making._wanted(keys, 9.0, AugmentConfig()).tolist()) == {making.AUTO_VIEWS}
+    assert set(making._wanted(keys, len(keys), 9.0, AugmentConfig()).tolist()) == {
+        making.AUTO_VIEWS
+    }
     long = making.AUTO_UNITS / len(keys) / 3  # three views of each row are all there is room for
-    assert making._wanted(keys, long, AugmentConfig()).sum() == 3 * len(keys)
-    assert set(making._wanted(keys, long, AugmentConfig(views=4)).tolist()) == {4}
+    assert making._wanted(keys, len(keys), long, AugmentConfig()).sum() == 3 * len(keys)
+    assert set(making._wanted(keys, len(keys), long, AugmentConfig(views=4)).tolist()) == {4}
+
+
+def test_transfer_texts_get_the_views_that_train_leaves_room_for(run, made):
+    keys = read_rows(run.split("train")).keys
+    wanted = making._wanted(keys, 100, 9.0, AugmentConfig(views=4, maximum=700))
+    assert set(wanted[:100].tolist()) == {4} and wanted[100:].sum() == 300
+    assert making._wanted(keys, 100, 9.0, AugmentConfig(views=4, maximum=300))[100:].sum() == 0
+
+    few = AugmentConfig(views=2, maximum=600)
+    alone = write_views(run, made, few, MASK).report["views"]["wanted"]
+    both = write_views(run, made, AugmentConfig(views=2), MASK).report["views"]["wanted"]
+    assert (alone, both) == (600, 600 + 2 * made.rows["transfer"])
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_does_not(run, made):
@@ -119,7 +138,7 @@ def stopped(run, made, monkeypatch):
 def test_a_stopped_run_goes_on_where_it_was(run, made, stopped):
     config, whole, asked = stopped
     assert write_views(run, made, config, MASK).fingerprints["views"] == whole
-    assert sum(asked) == made.rows["train"] - 2 * 64
+    assert sum(asked) == viewed(made) - 2 * 64
     assert not run.view_parts.exists()
 
 
@@ -130,7 +149,7 @@ def test_parts_of_another_job_are_not_taken(run, made, stopped, views, identity)
     asked = stopped[2]
     other = Proposals(mask_token="[MASK]", identity=identity)
     write_views(run, made, AugmentConfig(views=views), other)
-    assert sum(asked) == made.rows["train"]
+    assert sum(asked) == viewed(made)
     assert not run.view_parts.exists()
 
 
