@@ -270,9 +270,9 @@ class LogitsConfig(Section):
 class VocabularyConfig(Section):
     """The student's tokenizer."""
 
-    kind: Literal["wordpiece", "words", "bpe"] = "wordpiece"
+    kind: Literal["auto", "wordpiece", "words", "bpe"] = "auto"
     """The teacher's WordPiece pruned to what occurs; whole words; byte-pair encoding trained on the
-    data.
+    data. `auto`: `wordpiece` where the teacher has one that knows the texts, else `bpe`.
     """
     size: Annotated[int, Field(ge=16)] = 30_000
     """At most this many entries, the most frequent; of `wordpiece` and `bpe` single characters are

@@ -132,7 +132,7 @@ def student_stamp(
     unlabelled = prepared.fingerprints if sources else {}
     inputs["transfer"] = unlabelled.get("transfer", "none")
     inputs["views"] = unlabelled.get("views", "none")
-    if student.vocabulary.kind == "wordpiece":
+    if student.vocabulary.kind in ("auto", "wordpiece"):
         inputs["vocabulary"] = _fingerprint_teacher_files(run, "tokenizer.json")
     if student.embedding.start == "teacher":
         inputs["vectors"] = _fingerprint_teacher_files(run, "*.safetensors")

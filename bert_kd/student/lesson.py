@@ -37,7 +37,7 @@ from bert_kd.student.model import (
 )
 from bert_kd.student.start import start_from
 from bert_kd.student.train import Examples, train
-from bert_kd.student.vocabulary import build_tokenizer
+from bert_kd.student.vocabulary import build_tokenizer, model_type
 
 LEARNED = ("train", "transfer", "views")
 """The splits that students learn from."""
@@ -96,7 +96,7 @@ def prepare_lesson(
         rows, answers = _taught(config, panel, rows)
     say(
         f"{config.name}: {len(rows):,} rows, {tokenizer.get_vocab_size():,} vocabulary entries "
-        f"({config.vocabulary.kind}), {rows.cut:,} texts cut at {config.vocabulary.max_length} "
+        f"({model_type(tokenizer)}), {rows.cut:,} texts cut at {config.vocabulary.max_length} "
         f"tokens, {validation.unknown_share:.2%} of validation's tokens unknown"
     )
     return Lesson(

@@ -11,18 +11,24 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
+from typing import Literal
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from bert_kd.config import VocabularyConfig
 from bert_kd.errors import StudentError
+from bert_kd.progress import say
 
 PADDING, UNKNOWN = "[PAD]", "[UNK]"
 SPECIAL = (PADDING, UNKNOWN)
 PREFIX = "##"
+TRIED_TEXTS, MOST_UNKNOWN = 2000, 0.02
+"""A teacher's WordPiece knows a data set where no larger share of the tokens of so many texts is
+unknown to it.
+"""
 ASCII = tuple(chr(code) for code in range(33, 127))
 
 # Whitespace before a clitic, as Penn-Treebank tokenisation leaves it: "do n't", "it 's".
@@ -51,8 +57,13 @@ def build_tokenizer(
     """Return a tokenizer for `texts`; `teacher` is the teacher's `tokenizer.json`, which
     `wordpiece` prunes. `mask`, where texts hold masked words, stays one entry.
 
-    Raises StudentError where the teacher has no WordPiece tokenizer.
+    Raises StudentError where `wordpiece` is asked for and the teacher has none.
     """
+    if config.kind == "auto":
+        texts = iter(texts)
+        tried = list(islice(texts, TRIED_TEXTS))
+        texts = chain(tried, texts)
+        config = config.model_copy(update={"kind": _kind_for(tried, teacher)})
     if config.kind == "wordpiece":
         tokenizer = _pruned_wordpiece(config, texts, _read_wordpiece(teacher))
     else:
@@ -68,6 +79,42 @@ def build_tokenizer(
     return tokenizer
 
 
+def model_type(tokenizer: Tokenizer) -> str:
+    """Return "WordPiece", "WordLevel" or "BPE"."""
+    return str(json.loads(tokenizer.to_str())["model"]["type"])
+
+
+def _kind_for(texts: Sequence[str], teacher: Path | None) -> Literal["wordpiece", "bpe"]:
+    """Return the kind of vocabulary for these texts; say why where it is not the teacher's."""
+    if teacher is None or not teacher.exists():
+        return "bpe"
+    tokenizer = Tokenizer.from_file(str(teacher))
+    kind = model_type(tokenizer)
+    if kind != "WordPiece":
+        say(
+            f"the teacher's tokenizer is {kind}, not WordPiece: the student's is trained on the data"
+        )
+        return "bpe"
+    share = _unknown_share(tokenizer, texts)
+    if share > MOST_UNKNOWN:
+        say(
+            f"{share:.0%} of the tokens are unknown to the teacher's WordPiece: the student's "
+            "tokenizer is trained on the data"
+        )
+        return "bpe"
+    return "wordpiece"
+
+
+def _unknown_share(tokenizer: Tokenizer, texts: Sequence[str]) -> float:
+    """Return the share of the tokens of `texts` that a WordPiece tokenizer does not know."""
+    unknown = tokenizer.token_to_id(json.loads(tokenizer.to_str())["model"]["unk_token"])
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    found = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+    ids = [token for encoding in found for token in encoding.ids]
+    return sum(token == unknown for token in ids) / max(len(ids), 1)
+
+
 def _read_wordpiece(path: Path | None) -> Tokenizer:
     remedy = 'set vocabulary.kind = "words" or "bpe"'
     if path is None or not path.exists():
@@ -76,7 +123,7 @@ def _read_wordpiece(path: Path | None) -> Tokenizer:
             f"pruned: {remedy}"
         )
     tokenizer = Tokenizer.from_file(str(path))
-    kind = json.loads(tokenizer.to_str())["model"]["type"]
+    kind = model_type(tokenizer)
     if kind != "WordPiece":
         raise StudentError(f"the teacher's tokenizer is {kind}, not WordPiece: {remedy}")
     return tokenizer

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models
 from bert_kd.config import VocabularyConfig
 from bert_kd.data.batches import encode
 from bert_kd.errors import StudentError
-from bert_kd.student.vocabulary import build_tokenizer
+from bert_kd.student.vocabulary import build_tokenizer, model_type
 
 TEXTS = ["The film is very good", "it is not wonderful", "a film, don't", "unly good"]
 KINDS = ["wordpiece", "words", "bpe"]
@@ -134,10 +134,26 @@ def test_long_texts_are_cut_and_counted(teacher_folder: Path):
 
 def test_a_teacher_without_wordpiece_is_refused_with_the_remedy(tmp_path: Path):
     with pytest.raises(StudentError, match='kind = "words"'):
-        build_tokenizer(VocabularyConfig(), TEXTS, None)
+        build_tokenizer(VocabularyConfig(kind="wordpiece"), TEXTS, None)
     Tokenizer(models.BPE()).save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(StudentError, match="is BPE, not WordPiece"):
-        build_tokenizer(VocabularyConfig(), TEXTS, tmp_path / "tokenizer.json")
+        build_tokenizer(VocabularyConfig(kind="wordpiece"), TEXTS, tmp_path / "tokenizer.json")
+
+
+def test_the_teachers_wordpiece_is_taken_where_it_knows_the_texts(
+    teacher_folder: Path, tmp_path: Path, capsys
+):
+    def chosen(texts: list[str], teacher: Path | None) -> str:
+        return model_type(build_tokenizer(VocabularyConfig(), texts, teacher))
+
+    own = teacher_folder / "tokenizer.json"
+    assert chosen(TEXTS, own) == "WordPiece" and chosen(TEXTS, None) == "BPE"
+    assert "unknown" not in capsys.readouterr().err
+    assert chosen(HEADLINES, own) == "BPE"
+    assert "of the tokens are unknown to the teacher's WordPiece" in capsys.readouterr().err
+    Tokenizer(models.BPE()).save(str(tmp_path / "tokenizer.json"))
+    assert chosen(TEXTS, tmp_path / "tokenizer.json") == "BPE"
+    assert "the teacher's tokenizer is BPE" in capsys.readouterr().err
 
 
 def test_a_tokenizer_comes_back_from_its_file(teacher_folder: Path, tmp_path: Path):

@@ -71,7 +71,16 @@ def test_the_teacher_learns_and_says_what_it_learned_from(base, run, capfd):
     assert not run.teacher_checkpoints.exists()
     said = capfd.readouterr()
     assert "parameters train" in said.err and "on validation" in said.err
+    assert "unknown to the teacher" not in said.err
     assert said.out == ""
+
+
+def test_a_teacher_of_another_language_is_said_to_be_one(base, run, capfd):
+    texts = [f"房间很大 {number}" for number in range(16)]
+    rows = as_rows(texts, np.arange(16) % 2)
+    prepared = write_data(run, {"train": rows, "validation": rows})
+    finetune(settings(base, epochs=1), run, prepared)
+    assert "are unknown to the teacher" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("rows", [8, 13, 21])
