@@ -46,6 +46,7 @@ LIGHT = [
     "bert_kd.serve.app",
     "bert_kd.logits.cache",
     "bert_kd.logits.exchange",
+    "bert_kd.teacher.fill",
 ]
 HEAVY = ["torch", "transformers", "datasets", "sklearn", "matplotlib"]
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,9 +28,10 @@ from bert_kd.logits.manifest import read_manifest
 from bert_kd.logits.word_vectors import has_word_vectors, write_word_vectors
 from bert_kd.progress import clock, progress, say
 from bert_kd.store import RunFolder, read_json
-from bert_kd.teacher.answer import Answering, measure_bf16
-from bert_kd.teacher.model import CARD, Card, Teacher, fingerprint_teacher, open_teacher, read_card
-from bert_kd.teacher.words import word_vectors
+from bert_kd.teacher.card import CARD, Card, fingerprint_teacher, read_card
+
+if TYPE_CHECKING:
+    from bert_kd.teacher.model import Teacher
 
 SPLITS = ("train", "transfer", "views", "validation", "test")
 SAMPLE = 256
@@ -116,6 +117,9 @@ def fill_cache(
     teacher: Teacher | None = None
     shards, cut = 0, 0
     if missing:
+        from bert_kd.teacher.answer import Answering
+        from bert_kd.teacher.model import open_teacher
+
         teacher = open_teacher(home)
         if cache is None:
             manifest = _new_manifest(run, home, teacher, fingerprint, config, splits)
@@ -131,6 +135,9 @@ def fill_cache(
         cut = answering.cut
 
     if words and not has_word_vectors(folder):
+        from bert_kd.teacher.model import open_teacher
+        from bert_kd.teacher.words import word_vectors
+
         vectors = word_vectors(teacher or open_teacher(home), config.precision)
         write_word_vectors(folder, vectors)
 
@@ -187,6 +194,8 @@ def _new_manifest(
         "max_length": teacher.max_length,
     }
     if config.precision == "bf16":
+        from bert_kd.teacher.answer import measure_bf16
+
         sample = next(iterate_rows(run.split(splits[0]), SAMPLE))
         effect = measure_bf16(teacher, sample.texts, sample.texts_b, config.tokens_per_batch)
         say(

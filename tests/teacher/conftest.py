@@ -6,7 +6,8 @@ import pytest
 from small_teachers import LABELS, small_data, write_base
 
 from bert_kd.store import RunFolder
-from bert_kd.teacher.model import Card, Teacher, load_base, open_teacher, save_teacher
+from bert_kd.teacher.card import Card
+from bert_kd.teacher.model import Teacher, load_base, open_teacher, save_teacher
 
 
 @pytest.fixture(scope="session")

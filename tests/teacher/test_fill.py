@@ -24,15 +24,10 @@ from bert_kd.data.keys import row_keys
 from bert_kd.data.rows import read_rows
 from bert_kd.errors import CacheError, StageError
 from bert_kd.logits.cache import LogitCache
-from bert_kd.teacher import answer, fill
+from bert_kd.teacher import answer, model
+from bert_kd.teacher.card import Card, fingerprint_teacher
 from bert_kd.teacher.fill import fill_cache
-from bert_kd.teacher.model import (
-    Card,
-    fingerprint_teacher,
-    load_base,
-    open_teacher,
-    save_teacher,
-)
+from bert_kd.teacher.model import load_base, open_teacher, save_teacher
 
 HERE = Path(__file__).parent
 ROWS = 48 + 16 + 16
@@ -71,7 +66,7 @@ def test_every_split_is_answered_in_shards_of_the_asked_size(trained, run, prepa
 
 def test_a_second_pass_reuses_everything_and_opens_no_model(run, prepared, monkeypatch):
     fill_cache(run, prepared, LogitsConfig(), run.teacher)
-    monkeypatch.setattr(fill, "open_teacher", lambda folder: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(model, "open_teacher", lambda folder: pytest.fail("the model was loaded"))
     again = fill_cache(run, prepared, LogitsConfig(), run.teacher)
     assert (again.rows, again.computed, again.reused, again.shards) == (ROWS, 0, ROWS, 0)
 

@@ -13,15 +13,9 @@ from transformers import BertModel, RobertaConfig, RobertaModel
 from bert_kd.errors import TeacherError
 from bert_kd.store import RunFolder, read_json, write_json
 from bert_kd.teacher.answer import answer
+from bert_kd.teacher.card import Card, fingerprint_teacher, read_card
 from bert_kd.teacher.finetune import finetune
-from bert_kd.teacher.model import (
-    Card,
-    fingerprint_teacher,
-    load_base,
-    open_teacher,
-    read_card,
-    save_teacher,
-)
+from bert_kd.teacher.model import load_base, open_teacher, save_teacher
 from bert_kd.teacher.parts import freeze
 from bert_kd.teacher.pooling import MeanPooledBert
 

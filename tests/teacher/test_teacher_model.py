@@ -17,15 +17,8 @@ from bert_kd.errors import MissingExtra, StageError, TeacherError
 from bert_kd.store import RunFolder
 from bert_kd.teacher import model as module
 from bert_kd.teacher.answer import answer
-from bert_kd.teacher.model import (
-    Card,
-    fingerprint_teacher,
-    load_base,
-    locate_model,
-    match_labels,
-    open_teacher,
-    save_teacher,
-)
+from bert_kd.teacher.card import Card, fingerprint_teacher
+from bert_kd.teacher.model import load_base, locate_model, match_labels, open_teacher, save_teacher
 
 TEXTS = ["the film was great", "a dull play", "fine"]
 

@@ -11,7 +11,7 @@ from bert_kd.config import LogitsConfig
 from bert_kd.errors import CacheError
 from bert_kd.logits.cache import LogitCache
 from bert_kd.logits.word_vectors import WORDS, read_word_vectors
-from bert_kd.teacher import fill
+from bert_kd.teacher import model
 from bert_kd.teacher.fill import fill_cache
 from bert_kd.teacher.model import open_teacher
 from bert_kd.teacher.words import word_vectors
@@ -46,7 +46,7 @@ def test_they_are_cached_once_beside_the_logits(run, prepared, monkeypatch):
     def refuse(*_):
         raise AssertionError("the teacher was asked again")
 
-    monkeypatch.setattr(fill, "open_teacher", refuse)
+    monkeypatch.setattr(model, "open_teacher", refuse)
     fill_cache(run, prepared, LogitsConfig(), run.teacher, words=True)
 
 
