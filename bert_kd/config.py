@@ -166,6 +166,10 @@ class TeacherConfig(Section):
     it: batches are as long as their own longest text.
     """
     unfreeze: UnfreezeConfig = UnfreezeConfig()
+    cache_prefix: bool = False
+    """Run the frozen lower layers once, without dropout, and keep their states on disk (2 bytes a
+    unit and token) while the teacher trains: each step then costs the trained layers alone.
+    """
     pooling: Literal["cls", "mean"] = "cls"
     """What the head reads: the model's own pooling, in BERT that of the first token; or the mean
     of the last hidden states over the real tokens, without a pooler (BERT alone).
@@ -209,6 +213,11 @@ class TeacherConfig(Section):
     def _goes_together(self) -> TeacherConfig:
         if self.ensemble > 1 and not self.fine_tune:
             raise ValueError("an ensemble is of fine-tuned teachers: it needs fine_tune = true")
+        if self.cache_prefix and (self.unfreeze.last_layers == "all" or not self.fine_tune):
+            raise ValueError(
+                "cache_prefix needs frozen layers below trained ones: set unfreeze.last_layers to "
+                'a number or "head", with fine_tune = true'
+            )
         if self.pooling != "cls" and not self.fine_tune:
             raise ValueError("with fine_tune = false the pooling is the model's own: leave it out")
         if self.seed + self.ensemble > 2**32:
@@ -228,7 +237,7 @@ class TeacherConfig(Section):
         """What one teacher depends on. Left out is what changes nothing, so that a teacher of a
         time before such a setting still stands.
         """
-        neutral = {"pooling": "cls", "layer_decay": 1.0, "r_drop": 0.0}
+        neutral = {"pooling": "cls", "layer_decay": 1.0, "r_drop": 0.0, "cache_prefix": False}
         return {
             key: value
             for key, value in self.model_dump(mode="json", exclude={"ensemble"}).items()

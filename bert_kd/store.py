@@ -93,6 +93,10 @@ class RunFolder:
         """The folder of a teacher's checkpoints while it trains."""
         return teacher.with_name(f"{teacher.name}-checkpoints")
 
+    def prefix_of(self, teacher: Path) -> Path:
+        """The states below a teacher's trained layers, while it trains."""
+        return teacher.with_name(f"{teacher.name}-prefix")
+
     @property
     def view_parts(self) -> Path:
         """Views that a run has made so far."""

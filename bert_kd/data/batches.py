@@ -42,7 +42,7 @@ class Tokens:
 
     def padded(self, rows: Ints) -> tuple[Ints, Ints]:
         """Return ids [batch, longest] (padded with 0) and lengths [batch] of these rows."""
-        lengths = self.lengths[rows]
+        lengths = self.offsets[rows + 1] - self.offsets[rows]  # those of all rows would take longer
         ids = np.zeros((len(rows), int(lengths.max(initial=1))), dtype=np.int64)
         for line, row in zip(ids, rows, strict=True):
             text = self.ids[self.offsets[row] : self.offsets[row + 1]]

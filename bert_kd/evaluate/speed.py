@@ -59,6 +59,28 @@ class _Plan:
     bulk: list[int]
 
 
+@dataclass(frozen=True)
+class Timings:
+    """All that was timed in the rounds, from which any two systems can be compared."""
+
+    latency: Mapping[str, Floats]
+    """Seconds of each text, [rounds, texts]; NaN where a system did not get it."""
+    rate: Mapping[str, Floats]
+    """Texts a second in bulk, [rounds]."""
+    plans: Mapping[str, _Plan]
+
+    def speed(self, name: str, reference: str) -> Speed:
+        """Return the speed of a system, compared with that of `reference`."""
+        return _summarise(
+            self.latency[name],
+            self.rate[name],
+            self.latency[reference],
+            self.rate[reference],
+            self.plans[name],
+            reference,
+        )
+
+
 def measure_speed(
     systems: Mapping[str, System],
     texts: Texts,
@@ -69,8 +91,33 @@ def measure_speed(
     seconds: float = 2.0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Speed]:
-    """Return the speed of each system on `texts`; the first one is what the others are compared
-    with.
+    """Return the speed of each system on `texts`, timed as by `time_systems`; the first one is what
+    the others are compared with.
+    """
+    found = time_systems(
+        systems,
+        texts,
+        single_texts=single_texts,
+        bulk_texts=bulk_texts,
+        rounds=rounds,
+        seconds=seconds,
+        clock=clock,
+    )
+    reference = next(iter(systems))
+    return {name: found.speed(name, reference) for name in systems}
+
+
+def time_systems(
+    systems: Mapping[str, System],
+    texts: Texts,
+    *,
+    single_texts: int,
+    bulk_texts: int,
+    rounds: int,
+    seconds: float = 2.0,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Timings:
+    """Time all systems on `texts` in interleaved rounds.
 
     A round times `single_texts` texts one by one and one bulk call of `bulk_texts`, drawn from
     `texts` by a fixed shuffle (fewer where there are fewer). A system that would take more than
@@ -102,14 +149,7 @@ def measure_speed(
                     latency[name][turn, column] = _time(system, _pick(texts, [place]), clock)
                 rate[name][turn] = len(plan.bulk) / _time(system, _pick(texts, plan.bulk), clock)
                 advance(1, f"round {turn + 1} of {rounds}")
-
-    reference = names[0]
-    return {
-        name: _summarise(
-            latency[name], rate[name], latency[reference], rate[reference], plans[name], reference
-        )
-        for name in names
-    }
+    return Timings(latency, rate, plans)
 
 
 def _plan(

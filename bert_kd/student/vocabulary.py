@@ -91,9 +91,7 @@ def _kind_for(texts: Sequence[str], teacher: Path | None) -> Literal["wordpiece"
     tokenizer = Tokenizer.from_file(str(teacher))
     kind = model_type(tokenizer)
     if kind != "WordPiece":
-        say(
-            f"the teacher's tokenizer is {kind}, not WordPiece: the student's is trained on the data"
-        )
+        say(f"the teacher's tokenizer is {kind}: the student's is trained on the data")
         return "bpe"
     share = _unknown_share(tokenizer, texts)
     if share > MOST_UNKNOWN:

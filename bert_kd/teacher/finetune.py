@@ -13,6 +13,7 @@ import math
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,11 @@ from bert_kd.data.rows import iterate_rows
 from bert_kd.errors import TeacherError
 from bert_kd.progress import clock, progress, say
 from bert_kd.store import RunFolder, fingerprint, fingerprint_files
+from bert_kd.teacher.card import Card
 from bert_kd.teacher.checkpoints import Checkpoint, last_whole, prepare_folder
-from bert_kd.teacher.encoding import encode
+from bert_kd.teacher.encoding import Padding, encode
 from bert_kd.teacher.model import (
     WEIGHTS,
-    Card,
     Teacher,
     load_base,
     load_finished,
@@ -39,7 +40,11 @@ from bert_kd.teacher.model import (
 )
 from bert_kd.teacher.objective import GREATER_IS_BETTER
 from bert_kd.teacher.parts import freeze
+from bert_kd.teacher.prefix import Prefix, cache_states
 from bert_kd.teacher.trainer import Examples, Plan, make_trainer, out_of_patience, train
+
+MOST_UNKNOWN = 0.05
+"""With a larger share of unknown wordpieces the teacher is told to be of another language."""
 
 
 def finetune(
@@ -58,6 +63,7 @@ def finetune(
     teacher = load_base(config, prepared.labels)
     trainable = freeze(teacher.model, config.unfreeze.last_layers)
     say(f"{folder.name} {config.model}, seed {config.seed}: {trainable.describe()}")
+    prefix = Prefix(teacher.model, config.unfreeze.last_layers) if config.cache_prefix else None
     examples = _read(run, prepared, "train", teacher)
     validation = _read(run, prepared, "validation", teacher)
 
@@ -68,8 +74,22 @@ def finetune(
     if checkpoint is not None:
         say(f"resuming the teacher's training from step {checkpoint.step} of {plan.steps}")
     if checkpoint is None or not _is_over(checkpoint, config, plan):
-        trainer = make_trainer(config, checkpoints, teacher, plan, examples, validation)
+        if prefix is not None:
+            found = cache_states(
+                prefix,
+                {"train": examples.encoded, "validation": validation.encoded},
+                Padding.of(teacher.tokenizer),
+                run.prefix_of(folder),
+                _fingerprint(config, prepared),
+                bf16=config.bf16,
+            )
+            examples = replace(examples, states=found["train"])
+            validation = replace(validation, states=found["validation"])
+            prefix.skip()
+        trainer = make_trainer(config, checkpoints, teacher, plan, examples, validation, prefix)
         train(trainer, plan, checkpoint)
+        if prefix is not None:
+            prefix.restore()
         checkpoint = last_whole(checkpoints)
     if checkpoint is None:
         raise RuntimeError(f"no checkpoint in {checkpoints} after the training")
@@ -98,6 +118,7 @@ def finetune(
     }
     content = save_teacher(folder, teacher, card, facts)
     shutil.rmtree(checkpoints)
+    shutil.rmtree(run.prefix_of(folder), ignore_errors=True)
     best = content["best"]
     say(
         f"{folder.name}: {config.metric} {best[config.metric]:.4f} on validation "
@@ -147,6 +168,12 @@ def _read(run: RunFolder, prepared: Prepared, split: str, teacher: Teacher) -> E
         say(
             f"{split}: {encoded.cut:,} of {len(encoded):,} texts are longer than "
             f"teacher.max_length = {teacher.max_length} wordpieces and are cut"
+        )
+    unknown = float((encoded.tokens.ids == teacher.tokenizer.unk_token_id).mean())
+    if unknown > MOST_UNKNOWN:
+        say(
+            f"{split}: {unknown:.0%} of the wordpieces are unknown to the teacher, so that its "
+            "answers will be poor: give a model of the texts' language as teacher.model"
         )
     return Examples(encoded, np.concatenate(gold))
 

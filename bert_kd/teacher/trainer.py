@@ -47,10 +47,13 @@ from bert_kd.teacher.objective import (
     weighted_loss,
 )
 from bert_kd.teacher.parts import rate_factors
+from bert_kd.teacher.prefix import Prefix, States
 
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 EXAMPLES, EPOCHS = 60_000, (3, 20)
 """What `epochs = "auto"` goes by: examples wanted, and the least and most epochs."""
+STATES = "prefix_states"
+"""What a batch calls the states below the trained layers; the model is not handed them."""
 NO_SPACE = ("No space left", "file write failed")
 """How safetensors and torch.save put a full disk."""
 
@@ -61,6 +64,8 @@ class Examples:
 
     encoded: Encoded
     gold: npt.NDArray[np.int64]  # [rows]
+    states: States | None = None
+    """Below the trained layers, where they are cached."""
 
 
 @dataclass(frozen=True)
@@ -151,8 +156,10 @@ class TeacherTrainer(Trainer):
         weights: Tensor,
         layer_decay: float,
         two_passes: bool,
+        prefix: Prefix | None = None,
         **settings: Any,
     ) -> None:
+        self.prefix = prefix
         self.padding, self.train_examples, self.validation_examples = padding, train, validation
         self.class_weights, self.layer_decay, self.two_passes = weights, layer_decay, two_passes
         super().__init__(
@@ -203,12 +210,17 @@ class TeacherTrainer(Trainer):
                 name: value if name == "labels" else torch.cat([value, value])
                 for name, value in inputs.items()
             }
+        if self.prefix is not None:
+            self.prefix.give(inputs[STATES])
+            inputs = {name: value for name, value in inputs.items() if name != STATES}
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def _loader(self, examples: Examples, batches: Sampler[list[int]]) -> DataLoader[Any]:
         def collate(rows: list[int]) -> dict[str, Tensor]:
             chosen = np.asarray(rows, dtype=np.int64)
             inputs = batch(examples.encoded, chosen, self.padding)
+            if examples.states is not None:
+                inputs[STATES] = examples.states.padded(chosen, self.padding)
             return {**inputs, "labels": torch.from_numpy(examples.gold[chosen])}
 
         loader: DataLoader[Any] = DataLoader(
@@ -304,8 +316,12 @@ def make_trainer(
     plan: Plan,
     train: Examples,
     validation: Examples,
+    prefix: Prefix | None = None,
 ) -> TeacherTrainer:
-    """Return a Trainer for `teacher`, its frozen parts as they are; it writes to `checkpoints`."""
+    """Return a Trainer for `teacher`, its frozen parts as they are; it writes to `checkpoints`.
+
+    With a `prefix` its layers are skipped for the states of the examples.
+    """
     if config.bf16 and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
         raise TeacherError(
             "teacher.bf16 = true, but this GPU can't compute in bf16: set it to false"
@@ -364,6 +380,7 @@ def make_trainer(
             weights=weights,
             layer_decay=config.layer_decay,
             two_passes=config.r_drop > 0,
+            prefix=prefix,
             compute_loss_func=loss,
             compute_metrics=metrics,
             callbacks=[_Flow(config, plan)],
