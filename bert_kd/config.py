@@ -551,10 +551,18 @@ class EvaluateConfig(Section):
 class ExportConfig(Section):
     """The exported bundle (stage 06)."""
 
-    check_rows: Annotated[int, Field(ge=1)] = 1024
-    """Validation rows on which the exported model is compared with torch."""
+    check_rows: Annotated[int, Field(ge=1)] = 5000
+    """Validation rows on which the exported models are compared with torch."""
+    precision: Literal["auto", "int8", "bf16", "fp32"] = "auto"
+    """Of the native runtime's model; auto: the first of these three that answers as torch does
+    (labels and accuracy: see `runtime/agreement.py`).
+    """
+    table: Literal["fp16", "int8"] = "fp16"
+    """Of the native runtime's folded embedding; int8 has half the size."""
+    onnx: Literal["fp32", "int8"] = "fp32"
+    """Of ONNX Runtime's model; int8 is for CPUs with instructions for bytes (VNNI) alone."""
     tolerance: Positive = 1e-4
-    """Largest difference in a logit that is accepted."""
+    """Largest difference in a logit that is accepted of ONNX Runtime's model in fp32."""
 
 
 class Config(Section):

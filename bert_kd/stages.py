@@ -300,8 +300,9 @@ def best_member(config: Config, run: RunFolder, student: StudentConfig) -> Membe
 def export(config: Config, wishes: Wishes = NO_WISHES) -> list[Bundle]:
     """Export the best seed of every student to `bundles/<name>`; returns the bundles."""
     from bert_kd.data.rows import iterate_rows
-    from bert_kd.runtime.bundle import read_bundle
+    from bert_kd.runtime.bundle import read_bundle, verify
     from bert_kd.runtime.export import export_bundle
+    from bert_kd.runtime.native.engine import missing
 
     run, prepared = with_data(config)
     _require_students(config, run, prepared, wishes)
@@ -319,11 +320,14 @@ def export(config: Config, wishes: Wishes = NO_WISHES) -> list[Bundle]:
                 "student": fingerprint_student(run, member),
                 "tokenizer": fingerprint_files([source / "tokenizer.json"]),
                 "metrics": fingerprint(metrics),
+                # Installed later, it gives the bundle a model that it lacked.
+                "native": "missing" if missing() else "installed",
             },
         )
         if "export" not in wishes.force and is_current(target, stamp):
             say(f"export: {target} is current")
             bundles.append(read_bundle(target))
+            verify(bundles[-1])
             continue
         rows = next(iterate_rows(run.split("validation"), config.export.check_rows))
         bundle = export_bundle(
@@ -335,6 +339,7 @@ def export(config: Config, wishes: Wishes = NO_WISHES) -> list[Bundle]:
             name=student.name,
             metrics=metrics,
             training={"source": prepared.report["source"], **prepared.rows},
+            check_labels=rows.labels,
         )
         stamp.write(target)
         bundles.append(bundle)

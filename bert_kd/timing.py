@@ -1,7 +1,8 @@
 """The speed of teacher, students and twins, each as it would be used, in one interleaved run.
 
 Here: which models are timed, and each as a system that answers raw text (the teacher in torch, a
-student as its exported bundle). How systems are timed is `evaluate.speed`.
+student as its exported bundle, by the engine that would serve it). How systems are timed is
+`evaluate.speed`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bert_kd.config import Config
-from bert_kd.data.rows import Rows
+from bert_kd.data.rows import Rows, iterate_rows
 from bert_kd.errors import MissingExtra
 from bert_kd.evaluate.findings import Model
 from bert_kd.evaluate.speed import System, Texts, measure_speed
@@ -50,15 +51,19 @@ def with_speed(
     with ExitStack() as stack:
         stack.callback(torch.set_num_threads, threads)
         systems: dict[str, System] = {}
+        engines: dict[str, str] = {}
+        # What exports are judged by, so that those timed are those that stage 06 will write.
+        check = next(iterate_rows(run.split("validation"), config.export.check_rows))
         for model in timed:
             if model.role != "teacher":
                 aside = Path(stack.enter_context(TemporaryDirectory()))
-                systems[model.name] = _student_system(
-                    config, run.student(model.name), aside, rows, students[model.name], notes
+                systems[model.name], engines[model.name] = _student_system(
+                    config, run.student(model.name), aside, check, students[model.name], notes
                 )
             elif not config.logits.teachers:
                 folders = run.teachers(max(len(model.ensemble), 1))
                 systems[model.name] = _teacher_system(config, folders)
+                engines[model.name] = "torch fp32"
         found = measure_speed(
             systems,
             texts,
@@ -66,7 +71,10 @@ def with_speed(
             bulk_texts=settings.speed_bulk_texts,
             rounds=settings.speed_rounds,
         )
-    return [replace(model, speed=found.get(model.name)) for model in models]
+    return [
+        replace(model, speed=found.get(model.name), engine=engines.get(model.name))
+        for model in models
+    ]
 
 
 def _teacher_system(config: Config, folders: Sequence[Path]) -> System:
@@ -85,23 +93,31 @@ def _teacher_system(config: Config, folders: Sequence[Path]) -> System:
 
 
 def _student_system(
-    config: Config, folder: Path, aside: Path, rows: Rows, student: Student, notes: list[str]
-) -> System:
-    """Return the student as it will be served; in torch where the runtime is not installed."""
+    config: Config, folder: Path, aside: Path, check: Rows, student: Student, notes: list[str]
+) -> tuple[System, str]:
+    """Return the student as it will be served, and by what; in torch where the runtime is not
+    installed.
+    """
     try:
         from bert_kd.runtime.export import export_bundle
         from bert_kd.runtime.predictor import load
 
-        some = slice(0, 32)
-        other = rows.texts_b[some] if rows.texts_b is not None else None
-        export_bundle(folder, aside / "bundle", rows.texts[some], other, config.export)
+        export_bundle(
+            folder,
+            aside / "bundle",
+            check.texts,
+            check.texts_b,
+            config.export,
+            check_labels=check.labels,
+        )
         predictor = load(aside / "bundle", threads=config.evaluate.threads)
     except MissingExtra as missing:
         note = f"Students were timed in torch, not in their runtime: {missing}"
         if note not in notes:
             notes.append(note)
-        return _torch_system(student)
-    return lambda texts: predictor.probabilities(*_sides(texts))
+        return _torch_system(student), "torch fp32"
+    name = f"{predictor.engine.name} {predictor.engine.precision}"
+    return lambda texts: predictor.probabilities(*_sides(texts)), name
 
 
 def _torch_system(student: Student) -> System:

@@ -30,7 +30,7 @@ ORDER = [
     {"assess"},
     {"stages"},
     {"cli_output"},
-    {"cli_logits"},
+    {"cli_logits", "cli_serve"},
     {"cli"},
     {"__main__"},
 ]
@@ -43,7 +43,8 @@ LIGHT = [
     "bert_kd.runtime.predictor",
     "bert_kd.runtime.bulk",
     "bert_kd.runtime.bundle",
-    "bert_kd.serve.app",
+    "bert_kd.runtime.native.engine",
+    "bert_kd.serve.life",
     "bert_kd.logits.cache",
     "bert_kd.logits.exchange",
     "bert_kd.teacher.fill",

@@ -63,6 +63,8 @@ class Model:
     parameters_without_embedding: int | None = None
     bytes: int | None = None
     speed: Speed | None = None
+    engine: str | None = None
+    """What computed the answers whose speed it is."""
     description: str = ""
     history: tuple[dict[str, Any], ...] = ()
     ensemble: tuple[EnsembleMember, ...] = ()
@@ -125,6 +127,7 @@ class Group:
     nll: float
     ece: float
     speed: Speed | None
+    engine: str | None
 
     @property
     def label(self) -> str:
@@ -206,6 +209,7 @@ def _group(report: Report, models: Sequence[Model]) -> Group:
         nll=statistics.fmean(metrics.nll for metrics in measured),
         ece=statistics.fmean(metrics.ece for metrics in measured),
         speed=next((model.speed for model in models if model.speed is not None), None),
+        engine=next((model.engine for model in models if model.speed is not None), None),
     )
 
 

@@ -49,6 +49,7 @@ def _row(model: Model, split: str) -> dict[str, Any]:
         "parameters": model.parameters,
         "parameters_without_embedding": model.parameters_without_embedding,
         "bytes": model.bytes,
+        "engine": model.engine,
         "latency_p50_us": speed.p50 if speed else None,
         "latency_p95_us": speed.p95 if speed else None,
         "latency_p99_us": speed.p99 if speed else None,

@@ -1,45 +1,61 @@
 """The exported folder: what lies in it, and reading it with every doubt checked.
 
+    native.safetensors  the student for the native runtime; not in every bundle
     model.onnx          the student for ONNX Runtime
-    model.safetensors   the same weights as trained, for other engines
+    model.safetensors   the weights as trained, for anything else
     tokenizer.json      for the `tokenizers` package, truncation inside
-    bundle.json         the facts below, with the SHA-256 of the three files above
+    bundle.json         the facts below, with the SHA-256 of the files above
     README.md           the model card, for people; it may be edited
 
-Here: `Bundle`, `read_bundle`. Not here: making one (`export.py`), answering (`predictor.py`).
+Format 1, which had no native runtime, is read as well.
+
+Here: `Bundle`, `read_bundle`, `verify`. Not here: making one (`export.py`) and answering
+(`predictor.py`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast, get_args
 
 from bert_kd.errors import BundleError
-from bert_kd.store import versions
+from bert_kd.runtime.agreement import Agreement
+from bert_kd.runtime.engine import EngineName, Precision
 
 KIND = "bert_kd bundle"
-FORMAT = 1
-MODEL, WEIGHTS, TOKENIZER = "model.onnx", "model.safetensors", "tokenizer.json"
-FACTS, CARD = "bundle.json", "README.md"
-FILES = (MODEL, WEIGHTS, TOKENIZER)
+FORMAT = 2
+NATIVE, MODEL, WEIGHTS = "native.safetensors", "model.onnx", "model.safetensors"
+TOKENIZER, FACTS, CARD = "tokenizer.json", "bundle.json", "README.md"
+MODELS: Mapping[EngineName, str] = {"native": NATIVE, "onnx": MODEL}
+"""The file that each engine runs."""
 
 Kind = TypeVar("Kind")
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """How far the exported model's answers lie from torch's, as measured at export."""
+def _versions() -> dict[str, str]:
+    # Deferred: reading a bundle should not wait for what writing one needs.
+    from bert_kd.store import versions
 
-    rows: int
-    largest_difference: float
-    """In a logit."""
-    label_agreement: float
-    """Share of rows with the same label."""
+    return versions()
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A form in which a bundle holds its student, for one engine."""
+
+    precision: Precision
+    bytes: int
+    """Of its file."""
+    agreement: Agreement
+    table: str | None = None
+    """Type of the folded embedding's values (native): fp16 or int8."""
+    table_bytes: int = 0
+    """Of the file's, the folded embedding's."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +76,12 @@ class Bundle:
     """File name → SHA-256."""
     bytes: int
     """Of these files, together."""
-    agreement: Agreement
+    max_tokens: int | None
+    """Texts are cut at this many tokens; None: never."""
+    runtimes: Mapping[EngineName, Runtime]
     metrics: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=versions)
+    versions: Mapping[str, str] = field(default_factory=_versions)
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
     def to_json(self) -> dict[str, Any]:
@@ -79,10 +97,10 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_bundle(folder: Path | str, verify: bool = True) -> Bundle:
-    """Read a bundle's facts and check that its files are there; `verify` compares their SHA-256.
+def read_bundle(folder: Path | str) -> Bundle:
+    """Read a bundle's facts; none of its other files is looked at (`verify` does that).
 
-    Raises BundleError, naming the file, where anything is missing, damaged, or of another format.
+    Raises BundleError where they are missing, damaged, or of another format.
     """
     folder = Path(folder)
     path = folder / FACTS
@@ -97,68 +115,121 @@ def read_bundle(folder: Path | str, verify: bool = True) -> Bundle:
         raise _damaged(path, f"it is not JSON: {error}") from None
     if not isinstance(facts, dict) or facts.get("kind") != KIND:
         raise BundleError(f"{path} is not the {FACTS} of a bundle that `bert-kd export` wrote")
-    if facts.get("format") != FORMAT:
+    if facts.get("format") == 1:
+        facts = _from_first_format(folder, facts)
+    elif facts.get("format") != FORMAT:
         raise BundleError(
-            f"{path} has format {facts.get('format')!r}, and this version of bert_kd reads format "
-            f"{FORMAT}: export the student again, or install the version that wrote it"
+            f"{path} has format {facts.get('format')!r}, and this version of bert_kd reads formats "
+            f"1 and {FORMAT}: export the student again, or install the version that wrote it"
         )
-    bundle = _parse(folder, facts)
-    for name, digest in bundle.files.items():
-        if not (folder / name).is_file():
-            raise BundleError(f"{folder / name} is missing: copy or export the bundle again")
-        if verify and sha256(folder / name) != digest:
-            raise _damaged(folder / name, f"its SHA-256 is not the one in {FACTS}")
-    return bundle
+    return _parse(folder, facts)
+
+
+def verify(bundle: Bundle, names: Iterable[str] | None = None, digests: bool = True) -> None:
+    """Check that these files of a bundle (None: all) are there and, with `digests`, that their
+    SHA-256 is the one in `bundle.json`. Raises BundleError naming the first that isn't so.
+    """
+    for name in bundle.files if names is None else names:
+        path = bundle.folder / name
+        if not path.is_file():
+            raise BundleError(f"{path} is missing: copy or export the bundle again")
+        if digests and sha256(path) != bundle.files[name]:
+            raise _damaged(path, f"its SHA-256 is not the one in {FACTS}")
+
+
+def _from_first_format(folder: Path, facts: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the facts of a bundle of format 1 as format 2 has them."""
+    try:
+        tokenizer = json.loads((folder / TOKENIZER).read_text(encoding="utf-8"))
+        longest = (tokenizer.get("truncation") or {}).get("max_length")
+        size = (folder / MODEL).stat().st_size
+    except (OSError, ValueError, AttributeError, RecursionError):
+        longest, size = None, 0  # said when the file is read
+    onnx = {"precision": "fp32", "bytes": size, "agreement": facts.get("agreement")}
+    return {**facts, "max_tokens": longest, "runtimes": {"onnx": onnx}}
 
 
 def _parse(folder: Path, facts: Mapping[str, Any]) -> Bundle:
     """Return the checked facts of a `bundle.json` of the right kind and format."""
     path = folder / FACTS
-
-    def take(values: Mapping[str, Any], key: str, kind: type[Kind]) -> Kind:
-        value = values.get(key)
-        if kind is float and type(value) is int:
-            value = float(value)
-        # bool is an int to Python, not to a reader of the file.
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise _damaged(path, f"{key} is {value!r:.80}, not {kind.__name__}")
-        return value
-
-    labels = take(facts, "labels", list)
+    labels = _take(path, facts, "labels", list)
     if len(labels) < 2 or len(set(map(str, labels))) < len(labels):
         raise _damaged(path, "labels must be two or more different names")
     if not all(isinstance(label, str) for label in labels):
         raise _damaged(path, "labels must be strings")
-    shape = take(facts, "shape", dict)
-    if take(shape, "classes", int) != len(labels):
+    shape = _take(path, facts, "shape", dict)
+    if _take(path, shape, "classes", int) != len(labels):
         raise _damaged(path, f"{len(labels)} labels for {shape['classes']} classes")
-    take(shape, "vocabulary", int)
-    if bool(shape.get("pair")) != take(facts, "pair", bool):
+    _take(path, shape, "vocabulary", int)
+    if bool(shape.get("pair")) != _take(path, facts, "pair", bool):
         raise _damaged(path, "pair is not what shape says")
-    files = take(facts, "files", dict)
-    if set(files) != set(FILES):
-        raise _damaged(path, f"files must be {', '.join(FILES)}")
-    agreement = take(facts, "agreement", dict)
+    runtimes = _take(path, facts, "runtimes", dict)
+    if not runtimes or not runtimes.keys() <= MODELS.keys():
+        raise _damaged(path, f"runtimes must be of {', '.join(MODELS)}")
+    files = _take(path, facts, "files", dict)
+    expected = [*(MODELS[name] for name in MODELS if name in runtimes), WEIGHTS, TOKENIZER]
+    if set(files) != set(expected):
+        raise _damaged(path, f"files must be {', '.join(expected)}")
     return Bundle(
         folder=folder,
-        name=take(facts, "name", str),
+        name=_take(path, facts, "name", str),
         labels=tuple(labels),
-        pair=take(facts, "pair", bool),
+        pair=facts["pair"],
         shape=shape,
-        parameters=take(facts, "parameters", int),
-        parameters_without_embeddings=take(facts, "parameters_without_embeddings", int),
+        parameters=_take(path, facts, "parameters", int),
+        parameters_without_embeddings=_take(path, facts, "parameters_without_embeddings", int),
         files=files,
-        bytes=take(facts, "bytes", int),
-        agreement=Agreement(
-            rows=take(agreement, "rows", int),
-            largest_difference=take(agreement, "largest_difference", float),
-            label_agreement=take(agreement, "label_agreement", float),
-        ),
-        metrics=take(facts, "metrics", dict),
-        training=take(facts, "training", dict),
-        versions=take(facts, "versions", dict),
-        created=take(facts, "created", str),
+        bytes=_take(path, facts, "bytes", int),
+        max_tokens=_take_or_none(path, facts, "max_tokens", int),
+        runtimes={
+            name: _runtime(path, _take(path, runtimes, name, dict))
+            for name in MODELS
+            if name in runtimes
+        },
+        metrics=_take(path, facts, "metrics", dict),
+        training=_take(path, facts, "training", dict),
+        versions=_take(path, facts, "versions", dict),
+        created=_take(path, facts, "created", str),
     )
+
+
+def _runtime(path: Path, values: Mapping[str, Any]) -> Runtime:
+    """Return the checked facts of one runtime."""
+    precision = _take(path, values, "precision", str)
+    if precision not in get_args(Precision):
+        raise _damaged(path, f"precision is {precision!r:.80}")
+    agreement = _take(path, values, "agreement", dict)
+    return Runtime(
+        precision=cast(Precision, precision),
+        bytes=_take(path, values, "bytes", int),
+        agreement=Agreement(
+            rows=_take(path, agreement, "rows", int),
+            largest_difference=_take(path, agreement, "largest_difference", float),
+            label_agreement=_take(path, agreement, "label_agreement", float),
+            largest_probability_difference=_take_or_none(
+                path, agreement, "largest_probability_difference", float
+            ),
+            labelled=_take_or_none(path, agreement, "labelled", int) or 0,
+            accuracy_change=_take_or_none(path, agreement, "accuracy_change", float),
+        ),
+        table=_take_or_none(path, values, "table", str),
+        table_bytes=_take_or_none(path, values, "table_bytes", int) or 0,
+    )
+
+
+def _take(path: Path, values: Mapping[str, Any], key: str, kind: type[Kind]) -> Kind:
+    """Return the value of `key`, of this kind. Raises BundleError where it is missing or other."""
+    value = values.get(key)
+    if kind is float and type(value) is int:
+        value = float(value)
+    # bool is an int to Python, not to a reader of the file.
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise _damaged(path, f"{key} is {value!r:.80}, not {kind.__name__}")
+    return value
+
+
+def _take_or_none(path: Path, values: Mapping[str, Any], key: str, kind: type[Kind]) -> Kind | None:
+    return None if values.get(key) is None else _take(path, values, key, kind)
 
 
 def _damaged(path: Path, why: str) -> BundleError:

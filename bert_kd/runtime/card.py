@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bert_kd.runtime.bundle import Bundle
+from bert_kd.runtime.bundle import Bundle, Runtime
 
 _TEXT = """\
 # {name}
@@ -27,16 +27,17 @@ pip install 'bert_kd[serve]'
 bert-kd serve --bundle path/to/this/folder
 ```
 
-`model.onnx` runs wherever ONNX Runtime does. It takes `ids` and `lengths` (int64, padded batch and
-real lengths{also}) and gives `logits`; `tokenizer.json` is for the `tokenizers` package and gives
-the ids.
+{native}`model.onnx` runs wherever ONNX Runtime does. It takes `ids` and `lengths` (int64, padded
+batch and real lengths{also}) and gives `logits`; `tokenizer.json` is for the `tokenizers` package
+and gives the ids.
 
 ## Measured
 
 {metrics}
 
-The exported model against torch, on {rows:,} texts: largest difference in a logit {difference:.2g},
-same label on {agreement:.2%} of them.
+The exported models against torch, on {rows:,} validation texts:
+
+{runtimes}
 
 ## Size
 
@@ -44,7 +45,7 @@ same label on {agreement:.2%} of them.
 | --- | --- |
 | parameters | {parameters:,} |
 | parameters without embeddings | {parameters_without:,} |
-| model, weights and tokenizer on disk | {megabytes:.1f} MB |
+| models, weights and tokenizer on disk | {megabytes:.1f} MB |
 {sizes}
 
 ## Training
@@ -60,9 +61,14 @@ same label on {agreement:.2%} of them.
 """
 
 
-def model_card(bundle: Bundle, max_length: int | None, distilled: bool) -> str:
-    """Return the card as Markdown; texts are cut at `max_length` tokens (None: never). `distilled`:
-    it learned from a teacher, not from gold labels alone.
+_NATIVE = """\
+`native.safetensors` is for bert_kd's own CPU runtime, which answers unless another engine is asked
+for. """
+
+
+def model_card(bundle: Bundle, distilled: bool) -> str:
+    """Return the card as Markdown. `distilled`: it learned from a teacher, not from gold labels
+    alone.
     """
     pair = '{"text": "one text", "text_pair": "another"}'
     sizes = {key: value for key, value in bundle.shape.items() if key not in ("pair", "dropout")}
@@ -78,18 +84,32 @@ def model_card(bundle: Bundle, max_length: int | None, distilled: bool) -> str:
         call=f"classify({pair})" if bundle.pair else 'classify("a text")',
         also=", for the second text `ids_b` and `lengths_b`" if bundle.pair else "",
         metrics=_table(bundle.metrics) or "No figures were given when this was exported.",
-        rows=bundle.agreement.rows,
-        difference=bundle.agreement.largest_difference,
-        agreement=bundle.agreement.label_agreement,
+        native=_NATIVE if "native" in bundle.runtimes else "",
+        rows=bundle.runtimes["onnx"].agreement.rows,
+        runtimes=_table({name: _facts(runtime) for name, runtime in bundle.runtimes.items()}),
         parameters=bundle.parameters,
         parameters_without=bundle.parameters_without_embeddings,
         megabytes=bundle.bytes / 1e6,
         sizes="\n".join(f"| {_cell(key)} | {_cell(value)} |" for key, value in sizes.items()),
         training=_table(bundle.training) or "No facts were given when this was exported.",
-        cut=f"Texts are read up to {max_length:,} tokens; what follows is left out."
-        if max_length
+        cut=f"Texts are read up to {bundle.max_tokens:,} tokens; what follows is left out."
+        if bundle.max_tokens
         else "Texts are read whole, however long.",
     )
+
+
+def _facts(runtime: Runtime) -> dict[str, str]:
+    """Return a runtime's facts as a row of the card's table."""
+    agreement = runtime.agreement
+    change = agreement.accuracy_change
+    table = f", {runtime.table} table" if runtime.table else ""
+    return {
+        "numbers": f"{runtime.precision}{table}",
+        "size": f"{runtime.bytes / 1e6:.1f} MB",
+        "same label": f"{agreement.label_agreement:.2%}",
+        "largest difference in a logit": f"{agreement.largest_difference:.2g}",
+        "accuracy, points": "–" if change is None else f"{100 * change:+.2f}",
+    }
 
 
 def _table(values: Mapping[str, Any]) -> str:

@@ -1,104 +1,34 @@
 """A loaded bundle that answers: texts in, labels and scores out, without torch or transformers.
 
-Here: `load` and `Predictor`, whose answers have the shapes of transformers' text-classification
-pipeline, and the ONNX Runtime engine below it. Not here: files of texts (`bulk.py`) and HTTP
-(`bert_kd.serve`).
+Here: `load`, which chooses the engine, and `Predictor`, whose answers have the shapes of
+transformers' text-classification pipeline. Not here: the engines, files of texts (`bulk.py`) and
+HTTP (`bert_kd.serve`).
 """
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
-from tokenizers import Tokenizer
 
-from bert_kd.data.batches import Ints, Tokens, encode, sorted_batches
-from bert_kd.errors import BundleError, DataError, MissingExtra
-from bert_kd.runtime.bundle import MODEL, TOKENIZER, Bundle, read_bundle
+from bert_kd.errors import BundleError, DataError
+from bert_kd.runtime.bundle import MODELS, TOKENIZER, Bundle, read_bundle
+from bert_kd.runtime.bundle import verify as verify_files
+from bert_kd.runtime.engine import Engine, EngineName, Floats, read_tokenizer
+from bert_kd.runtime.native import engine as native
 
-Floats = npt.NDArray[np.float32]
 Text = str | Mapping[str, str]
 """A text, or `{"text": …, "text_pair": …}`."""
-Engines = Literal["auto", "onnx", "native"]
+Engines = Literal["auto", "native", "onnx"]
 
 ROWS_PER_CHUNK = 8192
-"""Texts tokenised and sorted together: bounds memory, and is enough to leave little padding."""
-TOKENS_PER_BATCH = 512
-"""Padded tokens of one side in one call of the engine."""
+"""Texts given to the engine together: bounds memory, and is enough to be sorted by length well."""
 UNSET: Any = ""
 """`top_k` not given, which the pipeline answers in another shape than `top_k=1`."""
-
-
-class Engine(Protocol):
-    """What turns token ids into logits. Safe to call from several threads."""
-
-    name: str
-
-    def logits(
-        self, ids: Ints, lengths: Ints, ids_b: Ints | None = None, lengths_b: Ints | None = None
-    ) -> Floats:
-        """Return logits [batch, classes] of padded `ids` [batch, length] with `lengths` [batch]."""
-
-
-class OnnxEngine:
-    """`model.onnx` in ONNX Runtime, on the CPU."""
-
-    name = "onnx"
-
-    def __init__(
-        self, path: Path, bundle_pair: bool, labels: Sequence[str], threads: int | None
-    ) -> None:
-        try:
-            import onnxruntime
-        except ModuleNotFoundError:
-            raise MissingExtra("onnxruntime", "runtime") from None
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or 0  # 0: one for each physical core
-        options.inter_op_num_threads = 1
-        # Idle threads sleep instead of spinning, so that a waiting server leaves the processor to
-        # others.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 4  # what fails is raised; no lines on standard error beside it
-        try:
-            self._session = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:
-            # ONNX Runtime's errors share no base class of their own.
-            raise BundleError(
-                f"{path} cannot be loaded by ONNX Runtime ({error}): copy or export the bundle "
-                "again"
-            ) from error
-        expected = ["ids", "lengths", "ids_b", "lengths_b"][: 4 if bundle_pair else 2]
-        inputs = [value.name for value in self._session.get_inputs()]
-        outputs = [(value.name, value.shape[-1]) for value in self._session.get_outputs()]
-        if inputs != expected or outputs != [("logits", len(labels))]:
-            raise BundleError(
-                f"{path} takes {inputs} and gives {outputs}, not {expected} and logits of "
-                f"{len(labels)} classes: it is another bundle's model; copy or export the bundle "
-                "again"
-            )
-        known = self._session.get_modelmeta().custom_metadata_map.get("labels", "null")
-        if json.loads(known) != list(labels):
-            raise BundleError(
-                f"{path} was made for the labels {known}, bundle.json names {', '.join(labels)}: "
-                "copy or export the bundle again"
-            )
-
-    def logits(
-        self, ids: Ints, lengths: Ints, ids_b: Ints | None = None, lengths_b: Ints | None = None
-    ) -> Floats:
-        """Return logits [batch, classes] of padded `ids` [batch, length] with `lengths` [batch]."""
-        feeds = {"ids": ids, "lengths": lengths}
-        if ids_b is not None and lengths_b is not None:
-            feeds |= {"ids_b": ids_b, "lengths_b": lengths_b}
-        logits: Floats = self._session.run(["logits"], feeds)[0]
-        return logits
 
 
 def load(
@@ -106,43 +36,51 @@ def load(
 ) -> Predictor:
     """Return the predictor of the bundle in folder `bundle`.
 
-    `threads`: CPU threads of the model, None: one for each physical core. `verify` compares the
-    files with their SHA-256. Raises BundleError where the bundle is missing, damaged, foreign, or
-    has no such engine; MissingExtra where ONNX Runtime is not installed.
+    `engine`: "auto" is the native runtime where it is installed and the bundle holds a model for
+    it, else ONNX Runtime. `threads`: CPU threads of the model, None: one for each core that this
+    process may use. `verify` compares the files that the engine reads with their SHA-256. Raises
+    BundleError where the bundle is missing, damaged, foreign, or has no such engine; MissingExtra
+    where ONNX Runtime is needed and not installed.
     """
-    if engine == "native":
-        raise BundleError(
-            "this version of bert_kd has no native engine: use engine='onnx' or engine='auto'"
-        )
-    if engine not in ("auto", "onnx"):
-        raise BundleError(f"there is no engine {engine!r}: use 'auto' or 'onnx'")
+    if engine not in ("auto", "native", "onnx"):
+        raise BundleError(f"there is no engine {engine!r}: use 'auto', 'native' or 'onnx'")
     if threads is not None and threads < 1:
         raise BundleError(f"threads is {threads}: give 1 or more, or None for all cores")
-    facts = read_bundle(bundle, verify)
-    tokenizer = _read_tokenizer(facts)
-    onnx = OnnxEngine(facts.folder / MODEL, facts.pair, facts.labels, threads)
-    return Predictor(facts, tokenizer, onnx)
+    facts = read_bundle(bundle)
+    chosen = _choose(facts, engine)
+    verify_files(facts, (MODELS[chosen], TOKENIZER), digests=verify)
+    return Predictor(facts, _open(facts, chosen, threads))
 
 
-def _read_tokenizer(bundle: Bundle) -> Tokenizer:
-    """Return the bundle's tokenizer, checked to fit its embedding."""
-    path = bundle.folder / TOKENIZER
-    try:
-        text = path.read_text(encoding="utf-8")
-        json.loads(text)
-        tokenizer = Tokenizer.from_str(text)
-    except Exception as error:
-        # `tokenizers` raises plain Exception.
+def _choose(bundle: Bundle, wanted: Engines) -> EngineName:
+    """Return the engine to answer with. Raises BundleError where the wanted one can't."""
+    if wanted == "auto":
+        return "native" if "native" in bundle.runtimes and not native.missing() else "onnx"
+    if wanted not in bundle.runtimes:
         raise BundleError(
-            f"{path} cannot be read as a tokenizer ({error}): copy or export the bundle again"
-        ) from error
-    size, rows = tokenizer.get_vocab_size(), int(bundle.shape["vocabulary"])
-    if size > rows:
-        raise BundleError(
-            f"{path} knows {size} tokens and the model {rows}: it is another bundle's tokenizer; "
-            "copy or export the bundle again"
+            f"the bundle {bundle.name!r} holds no model for the {wanted} engine: export the "
+            "student again, or use engine='auto'"
         )
-    return tokenizer
+    if wanted == "native" and (why := native.missing()):
+        raise BundleError(f"{why}; or use engine='onnx'")
+    return wanted
+
+
+def _open(bundle: Bundle, name: EngineName, threads: int | None) -> Engine:
+    path, tokenizer = bundle.folder / MODELS[name], bundle.folder / TOKENIZER
+    if name == "native":
+        return native.NativeEngine(path, tokenizer, bundle.shape, bundle.labels, threads)
+    # Deferred, so that the native engine does not wait for what only this one needs.
+    from bert_kd.runtime.onnx_engine import OnnxEngine
+
+    return OnnxEngine(
+        path,
+        read_tokenizer(tokenizer, int(bundle.shape["vocabulary"])),
+        bundle.pair,
+        bundle.labels,
+        bundle.runtimes[name].precision,
+        threads,
+    )
 
 
 @dataclass(frozen=True)
@@ -150,7 +88,6 @@ class Predictor:
     """Answers texts with labels and scores. Safe to call from several threads at once."""
 
     bundle: Bundle
-    tokenizer: Tokenizer
     engine: Engine
 
     @property
@@ -179,19 +116,18 @@ class Predictor:
                 raise TypeError(f"top_k is {top_k!r}: give a number, or None for all labels")
             if top_k < 1:
                 raise ValueError(f"top_k is {top_k}: give 1 or more, or None for all labels")
-        single = isinstance(inputs, str | Mapping)
-        rows = [inputs] if isinstance(inputs, str | Mapping) else inputs
+        single = isinstance(inputs, str) or isinstance(inputs, Mapping)
+        rows: Any = [inputs] if single else inputs
         if not isinstance(rows, list | tuple):
             raise TypeError(
                 f"inputs is a {type(inputs).__name__}: give a text, a dict with 'text' and "
                 "'text_pair', or a list of these"
             )
-        texts, texts_b = self._split(rows, single)
-        probabilities = self.probabilities(texts, texts_b)  # [rows, classes]
+        logits = self.logits(*self._split(rows, single))  # [rows, classes]
         if top_k is UNSET:
-            best = [self._best(row) for row in probabilities]
-            return best[0] if isinstance(inputs, Mapping) else best
-        ranked = [self._ranked(row, top_k) for row in probabilities]
+            best = [self._best(row) for row in logits.tolist()]
+            return best[0] if single and not isinstance(inputs, str) else best
+        ranked = [self._ranked(row, top_k) for row in logits.tolist()]
         return ranked[0] if single else ranked
 
     def logits(self, texts: Sequence[str], texts_b: Sequence[str] | None = None) -> Floats:
@@ -215,13 +151,19 @@ class Predictor:
             raise TypeError("texts is one string: give a list of texts")
         if texts_b is not None and len(texts_b) != len(texts):
             raise DataError(f"{len(texts)} texts stand beside {len(texts_b)} second texts")
-        answers = np.empty((len(texts), len(self.labels)), dtype=np.float32)
-        for start in range(0, len(texts), ROWS_PER_CHUNK):
-            rows = slice(start, start + ROWS_PER_CHUNK)
-            tokens = self._encode(texts[rows], start)
-            tokens_b = self._encode(texts_b[rows], start) if texts_b is not None else None
-            answers[rows] = self._answer(tokens, tokens_b)
-        return answers
+        try:
+            if 0 < len(texts) <= ROWS_PER_CHUNK:
+                return self.engine.logits(texts, texts_b)
+            answers = np.empty((len(texts), len(self.labels)), dtype=np.float32)
+            for start in range(0, len(texts), ROWS_PER_CHUNK):
+                rows = slice(start, start + ROWS_PER_CHUNK)
+                other = texts_b[rows] if texts_b is not None else None
+                answers[rows] = self.engine.logits(texts[rows], other)
+            return answers
+        except (TypeError, UnicodeEncodeError):
+            _require_texts(texts)
+            _require_texts(() if texts_b is None else texts_b)
+            raise
 
     def probabilities(self, texts: Sequence[str], texts_b: Sequence[str] | None = None) -> Floats:
         """Return the softmax of `logits`, float32 [rows, classes]."""
@@ -230,45 +172,16 @@ class Predictor:
         scores: Floats = powers / powers.sum(axis=-1, keepdims=True)
         return scores
 
-    def _answer(self, tokens: Tokens, tokens_b: Tokens | None) -> Floats:
-        """Return the logits [rows, classes] of one chunk, computed in batches of similar length."""
-        answers = np.empty((len(tokens), len(self.labels)), dtype=np.float32)
-        lengths = tokens.lengths
-        if tokens_b is not None:
-            lengths = np.maximum(lengths, tokens_b.lengths)
-        for rows in sorted_batches(lengths, TOKENS_PER_BATCH):
-            other = tokens_b.padded(rows) if tokens_b is not None else ()
-            answers[rows] = self.engine.logits(*tokens.padded(rows), *other)
-        return answers
-
-    def _encode(self, texts: Sequence[str], first: int) -> Tokens:
-        """Return the tokens of `texts`; `first` is the position of the first one, for messages."""
-        try:
-            return encode(self.tokenizer, texts)
-        except TypeError:
-            for position, text in enumerate(texts, start=first):
-                if not isinstance(text, str):
-                    raise TypeError(
-                        f"text {position} is a {type(text).__name__}, not a string"
-                    ) from None
-                try:
-                    text.encode()
-                except UnicodeEncodeError as error:
-                    raise DataError(
-                        f"text {position} is not valid Unicode ({error}): it holds half of a "
-                        "surrogate pair"
-                    ) from None
-            raise
-
     def _split(self, rows: Sequence[Text], single: bool) -> tuple[list[str], list[str] | None]:
         """Return the texts and, where the rows hold any, the second texts."""
         texts: list[str] = []
         texts_b: list[str] = []
         for position, row in enumerate(rows):
-            where = "inputs" if single else f"inputs[{position}]"
             if isinstance(row, str):
                 texts.append(row)
-            elif isinstance(row, Mapping):
+                continue
+            where = "inputs" if single else f"inputs[{position}]"
+            if isinstance(row, Mapping):
                 if not row.keys() <= {"text", "text_pair"} or "text" not in row:
                     raise TypeError(
                         f"{where} has the keys {list(row)}: give 'text' and, for pairs, 'text_pair'"
@@ -288,15 +201,35 @@ class Predictor:
         # No rows at all are no pairs that a bundle of pairs could miss.
         return texts, texts_b if texts_b or (self.pair and not texts) else None
 
-    def _best(self, probabilities: Floats) -> dict[str, Any]:
+    def _best(self, logits: list[float]) -> dict[str, Any]:
         """Return the most probable label and its score."""
-        best = int(probabilities.argmax())
-        return {"label": self.labels[best], "score": float(probabilities[best])}
+        largest = max(logits)
+        # Python's own floats: for a handful of classes, numpy would take longer than the model.
+        score = 1.0 / sum([math.exp(value - largest) for value in logits])
+        return {"label": self.labels[logits.index(largest)], "score": score}
 
-    def _ranked(self, probabilities: Floats, top_k: int | None) -> list[dict[str, Any]]:
+    def _ranked(self, logits: list[float], top_k: int | None) -> list[dict[str, Any]]:
         """Return the `top_k` best labels with scores, best first; ties keep the labels' order."""
-        order = np.argsort(-probabilities, kind="stable")[:top_k]
-        return [{"label": self.labels[at], "score": float(probabilities[at])} for at in order]
+        largest = max(logits)
+        total = sum([math.exp(value - largest) for value in logits])
+        order = sorted(range(len(logits)), key=lambda at: -logits[at])[:top_k]
+        return [
+            {"label": self.labels[at], "score": math.exp(logits[at] - largest) / total}
+            for at in order
+        ]
+
+
+def _require_texts(texts: Sequence[Any]) -> None:
+    """Raise TypeError or DataError naming the first that is no text."""
+    for position, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"text {position} is a {type(text).__name__}, not a string") from None
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"text {position} is not valid Unicode ({error}): it holds half of a surrogate pair"
+            ) from None
 
 
 def _string(value: Any, where: str) -> str:

@@ -131,6 +131,9 @@ def test_the_report_and_the_bundle_agree(tiny_run: Config):
     gold = [classify.labels[label] for label in test.labels]
     right = np.mean([a == b for a, b in zip(answers, gold, strict=True)])
     assert right == pytest.approx(row["accuracy"], abs=1 / len(gold))
+    engines = {row["role"]: row["engine"] for row in report["rows"]}
+    assert engines["teacher"] == "torch fp32"
+    assert engines["student"] == f"{classify.engine.name} {classify.engine.precision}"
 
 
 def test_other_teacher_settings_are_refused_and_say_how_to_go_on(own_run: Config):

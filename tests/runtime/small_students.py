@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+import pytest
+from tokenizers import Tokenizer
 
-from bert_kd.config import ExportConfig
+from bert_kd.config import ExportConfig, VocabularyConfig
 from bert_kd.runtime.export import export_bundle
+from bert_kd.runtime.native.engine import missing
+from bert_kd.student.vocabulary import build_tokenizer
 
+needs_native = pytest.mark.skipif(
+    bool(missing()), reason="the native runtime is not built: no C++ compiler was there"
+)
+ENGINES = [pytest.param("native", marks=needs_native), "onnx"]
 WORDS = "the a film was very good bad not so long boring great i liked hated it and , .".split()
 LABELS = ("negative", "neutral", "positive")
 TEXTS = [
@@ -24,12 +31,8 @@ TEXTS = [
 
 def make_tokenizer(max_length: int = 32) -> Tokenizer:
     """A word-level tokenizer over `WORDS`."""
-    vocabulary = {word: at for at, word in enumerate(["[PAD]", "[UNK]", *WORDS])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.enable_truncation(max_length)
-    return tokenizer
+    config = VocabularyConfig(kind="words", max_length=max_length)
+    return build_tokenizer(config, [" ".join(WORDS)])
 
 
 def make_student(folder: Path, name: str = "small", **sizes: object) -> Path:
@@ -63,9 +66,9 @@ def make_student(folder: Path, name: str = "small", **sizes: object) -> Path:
     return folder
 
 
-def make_bundle(folder: Path, **sizes: object) -> Path:
+def make_bundle(folder: Path, config: ExportConfig | None = None, **sizes: object) -> Path:
     """Export a student of these sizes and return the bundle's folder."""
     student = make_student(folder / "student", **sizes)
     other = TEXTS[::-1] if sizes.get("pair") else None
-    export_bundle(student, folder / "bundle", TEXTS, other, ExportConfig())
+    export_bundle(student, folder / "bundle", TEXTS, other, config or ExportConfig())
     return folder / "bundle"

@@ -7,19 +7,25 @@ import datetime
 import gzip
 import itertools
 import json
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from small_students import TEXTS, WORDS
+from small_students import TEXTS, WORDS, make_bundle
 
 from bert_kd.errors import BundleError, DataError
 from bert_kd.runtime.bulk import predict_file
-from bert_kd.runtime.predictor import load
+from bert_kd.runtime.kept_answers import keeping
+from bert_kd.runtime.predictor import Predictor, load
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet", ".csv.gz", ".jsonl.gz", ".tsv.gz")
 ROWS = [{"id": str(at), "text": text, "note": f"n{at}"} for at, text in enumerate(TEXTS)]
+
+MANY = [f"the film number {at} was {'good' if at % 3 else 'bad'}" for at in range(95)]
 
 
 @pytest.fixture(scope="module")
@@ -260,12 +266,12 @@ def test_output_is_not_the_input(predictor, tmp_path):
     assert read(source) == ROWS
 
 
-def test_a_failure_leaves_nothing_behind(predictor, tmp_path):
+def test_a_failure_leaves_no_half_output(predictor, tmp_path):
     source = tmp_path / "in.tsv"
-    source.write_text("id\ttext\n" + "1\ta\n" * 50 + "1\ta\ttoo much\n")
+    source.write_text("id\ttext\n" + "1\ta\n" * 5 + "1\ta\ttoo much\n")
     (tmp_path / "out.tsv").write_text("older")
-    with pytest.raises(DataError, match="line 52: 3 columns found, 2 expected"):
-        predict_file(predictor, source, tmp_path / "out.tsv", overwrite=True, batch_rows=10)
+    with pytest.raises(DataError, match="line 7: 3 columns found, 2 expected"):
+        predict_file(predictor, source, tmp_path / "out.tsv", overwrite=True, batch_rows=5)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.tsv", "out.tsv"]
     assert (tmp_path / "out.tsv").read_text() == "older"
 
@@ -346,3 +352,124 @@ def test_text_that_is_broken_inside_parquet_is_refused(predictor, tmp_path):
     pq.write_table(pa.table({"text": ["a"], "other": broken}), tmp_path / "in.parquet")
     with pytest.raises(DataError, match="cannot show"):
         predict_file(predictor, tmp_path / "in.parquet", tmp_path / "out.jsonl")
+
+
+# --- killed, and going on ------------------------------------------------------------------------
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from bert_kd.runtime.bulk import predict_file
+from bert_kd.runtime.predictor import Predictor, load
+
+asked, honest = [], Predictor.probabilities
+
+def probabilities(self, texts, texts_b=None):
+    asked.append(texts)
+    if len(asked) > int(sys.argv[4]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return honest(self, texts, texts_b)
+
+Predictor.probabilities = probabilities
+predict_file(load(sys.argv[1], threads=1), Path(sys.argv[2]), Path(sys.argv[3]), batch_rows=10)
+"""
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The numbers of texts that predictors are asked for together."""
+    sizes = []
+    honest = Predictor.probabilities
+
+    def watched(self, texts, texts_b=None):
+        sizes.append(len(texts))
+        return honest(self, texts, texts_b)
+
+    monkeypatch.setattr(Predictor, "probabilities", watched)
+    return sizes
+
+
+def kill(bundle, source, output, parts):
+    """Run into SIGKILL when so many parts are answered."""
+    command = [sys.executable, "-c", KILLED, str(bundle), str(source), str(output), str(parts)]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("after", [".parquet", ".csv"])
+def test_a_killed_run_goes_on_where_it_was(bundle, predictor, asked, tmp_path, after):
+    rows = [{"at": at, "text": text} for at, text in enumerate(MANY)]
+    source, output = save(tmp_path / "in.parquet", rows), tmp_path / f"out{after}"
+    predict_file(predictor, source, tmp_path / f"whole{after}", batch_rows=10)
+    for parts in (4, 2):  # killed twice
+        kill(bundle, source, output, parts)
+    assert [path.name for path in tmp_path.glob(".*.answers")] == [f".out{after}.answers"]
+    asked.clear()
+
+    done = predict_file(predictor, source, output, batch_rows=10)
+
+    assert (done.rows, done.resumed, sum(asked)) == (95, 60, 35)
+    assert output.read_bytes() == (tmp_path / f"whole{after}").read_bytes()
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_what_changed_is_answered_anew(bundle, predictor, asked, tmp_path):
+    source, output = tmp_path / "in.csv", tmp_path / "out.csv"
+    save(source, [{"text": text} for text in MANY])
+    kill(bundle, source, output, 5)
+    save(source, [{"text": text} for text in MANY[:25] + ["another"] + MANY[26:]])
+    asked.clear()
+    assert predict_file(predictor, source, output, batch_rows=10).resumed == 20
+    assert sum(asked) == 75
+    texts = [row["text"] for row in read(output)]
+    assert texts == MANY[:25] + ["another"] + MANY[26:]
+    expected = predictor.probabilities(texts).max(-1)
+    found = [float(row["score"]) for row in read(output)]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_another_model_answers_all_anew(bundle, tmp_path_factory, asked, tmp_path):
+    source, output = save(tmp_path / "in.csv", [{"text": text} for text in MANY]), "out.csv"
+    kill(bundle, source, tmp_path / output, 5)
+    other = load(make_bundle(tmp_path_factory.mktemp("other"), hidden=9), threads=1)
+    asked.clear()
+    assert predict_file(other, source, tmp_path / output, batch_rows=10).resumed == 0
+    assert sum(asked) == 95
+
+
+@pytest.mark.parametrize("cut", [1, 40, 10_000])
+@pytest.mark.parametrize("how", ["cut", "changed"])
+def test_answers_that_are_damaged_are_not_taken(bundle, predictor, tmp_path, how, cut):
+    source, output = save(tmp_path / "in.csv", [{"text": text} for text in MANY]), "out.csv"
+    kill(bundle, source, tmp_path / output, 5)
+    kept = tmp_path / ".out.csv.answers"
+    content = bytearray(kept.read_bytes())
+    place = max(len(content) - cut, 0)
+    if how == "cut":
+        del content[place:]
+    else:
+        content[place] ^= 1
+    kept.write_bytes(content)
+    done = predict_file(predictor, source, tmp_path / output, batch_rows=10)
+    assert done.resumed == (40 if cut < 10_000 else 0)
+    predict_file(predictor, source, tmp_path / "whole.csv", batch_rows=10)
+    assert (tmp_path / output).read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
+def test_two_runs_do_not_make_one_output(bundle, predictor, tmp_path):
+    source, output = save(tmp_path / "in.csv", [{"text": text} for text in MANY]), "out.csv"
+    kill(bundle, source, tmp_path / output, 5)
+    with keeping(tmp_path / output, "another"):
+        with pytest.raises(DataError, match="another run makes this output"):
+            predict_file(predictor, source, tmp_path / output, batch_rows=10)
+
+
+def test_a_mended_file_goes_on(predictor, asked, tmp_path):
+    source = tmp_path / "in.tsv"
+    source.write_text("id\ttext\n" + "1\ta\n" * 25 + "1\ta\ttoo much\n")
+    with pytest.raises(DataError, match="line 27"):
+        predict_file(predictor, source, tmp_path / "out.tsv", batch_rows=10)
+    source.write_text(source.read_text().replace("\ttoo much", ""))
+    assert predict_file(predictor, source, tmp_path / "out.tsv", batch_rows=10).resumed == 20
+    assert len(read(tmp_path / "out.tsv")) == 26

@@ -6,12 +6,19 @@ import json
 import shutil
 
 import pytest
-from small_students import make_bundle
+from small_students import ENGINES, LABELS, make_bundle, needs_native
 
 from bert_kd.errors import BundleError
-from bert_kd.runtime.bundle import read_bundle
+from bert_kd.runtime.bundle import read_bundle, verify
 from bert_kd.runtime.predictor import load
 
+READ = [
+    pytest.param("native", "native.safetensors", marks=needs_native),
+    pytest.param("native", "tokenizer.json", marks=needs_native),
+    ("onnx", "model.onnx"),
+    ("onnx", "tokenizer.json"),
+]
+"""Which engine reads which files."""
 FILES = ("model.onnx", "model.safetensors", "tokenizer.json")
 
 
@@ -30,33 +37,57 @@ def test_works_from_another_place(copy):
     assert load(copy)("a film")[0]["label"] in read_bundle(copy).labels
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_missing_file(copy, name):
+def change_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(("engine", "name"), READ)
+@pytest.mark.parametrize("verified", [True, False])
+def test_missing_file(copy, engine, name, verified):
     (copy / name).unlink()
     with pytest.raises(BundleError, match=f"{name} is missing"):
-        load(copy)
+        load(copy, engine, verify=verified)
+
+
+@pytest.mark.parametrize(("engine", "name"), READ)
+def test_one_changed_bit(copy, engine, name):
+    change_a_bit(copy / name)
+    with pytest.raises(BundleError, match=f"{name} is damaged .*SHA-256"):
+        load(copy, engine)
+
+
+@pytest.mark.parametrize(("engine", "name"), READ)
+@pytest.mark.parametrize("kept", [0, 1, 100, -9])
+def test_truncated_and_not_verified(copy, engine, name, kept):
+    (copy / name).write_bytes((copy / name).read_bytes()[:kept])
+    with pytest.raises(BundleError, match=name):
+        load(copy, engine, verify=False)
+
+
+def test_only_what_is_read_is_verified(copy):
+    (copy / "model.safetensors").unlink()
+    assert load(copy)("a film")
+    with pytest.raises(BundleError, match=r"model\.safetensors is missing"):
+        verify(read_bundle(copy))
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_one_changed_bit(copy, name):
-    content = bytearray((copy / name).read_bytes())
-    content[len(content) // 2] ^= 1
-    (copy / name).write_bytes(content)
-    with pytest.raises(BundleError, match=f"{name} is damaged .*SHA-256"):
-        load(copy)
+def test_verify_reads_every_file(copy, name):
+    verify(read_bundle(copy))
+    change_a_bit(copy / name)
+    with pytest.raises(BundleError, match=f"{name} is damaged"):
+        verify(read_bundle(copy))
+    verify(read_bundle(copy), digests=False)
 
 
-@pytest.mark.parametrize("name", ["model.onnx", "tokenizer.json"])
-@pytest.mark.parametrize("kept", [0, 1, 100, -9])
-def test_truncated_and_not_verified(copy, name, kept):
-    (copy / name).write_bytes((copy / name).read_bytes()[:kept])
-    with pytest.raises(BundleError, match=name):
-        load(copy, verify=False)
-
-
-def test_not_verified_when_told_so(copy):
-    (copy / "model.safetensors").write_bytes(b"")
-    assert load(copy, verify=False)("a film")
+@needs_native
+def test_native_alone_is_enough_for_native(copy):
+    (copy / "model.onnx").unlink()
+    assert load(copy).engine.name == "native"
+    with pytest.raises(BundleError, match=r"model\.onnx is missing"):
+        load(copy, "onnx")
 
 
 def test_not_a_bundle(tmp_path):
@@ -78,10 +109,38 @@ def test_facts_that_cannot_be_read(copy, content):
 
 
 def test_another_format(copy):
-    edit(copy, lambda facts: facts.update(format=2))
+    edit(copy, lambda facts: facts.update(format=3))
     with pytest.raises(
-        BundleError, match="has format 2, and this version of bert_kd reads format 1"
+        BundleError, match="has format 3, and this version of bert_kd reads formats 1 and 2"
     ):
+        load(copy)
+
+
+def as_first_format(folder):
+    """Make a bundle such as format 1 had it."""
+
+    def change(facts):
+        agreement = facts.pop("runtimes")["onnx"]["agreement"]
+        kept = ("rows", "largest_difference", "label_agreement")
+        facts.update(format=1, agreement={key: agreement[key] for key in kept})
+        facts["files"].pop("native.safetensors", None)
+        del facts["max_tokens"]
+
+    edit(folder, change)
+    (folder / "native.safetensors").unlink(missing_ok=True)
+
+
+def test_the_first_format_is_still_read(copy):
+    as_first_format(copy)
+    predictor = load(copy)
+    assert predictor.engine.name == "onnx"
+    assert predictor("a film")[0]["label"] in LABELS
+    assert predictor.bundle.max_tokens == 32
+    assert predictor.bundle.runtimes["onnx"].agreement.label_agreement == 1.0
+    with pytest.raises(BundleError, match="holds no model for the native engine"):
+        load(copy, "native")
+    edit(copy, lambda facts: facts.pop("agreement"))
+    with pytest.raises(BundleError, match="agreement is None"):
         load(copy)
 
 
@@ -96,8 +155,16 @@ CHANGES = {
     "pair is": lambda facts: facts.update(pair=1),
     "pair is not what": lambda facts: facts.update(pair=True),
     "files must be": lambda facts: facts["files"].update({"../../etc/passwd": "0"}),
-    "rows is True": lambda facts: facts["agreement"].update(rows=True),
-    "agreement is": lambda facts: facts.pop("agreement"),
+    "rows is True": lambda facts: facts["runtimes"]["onnx"]["agreement"].update(rows=True),
+    "agreement is": lambda facts: facts["runtimes"]["onnx"].pop("agreement"),
+    "accuracy_change is": lambda facts: facts["runtimes"]["onnx"]["agreement"].update(
+        accuracy_change="0"
+    ),
+    "precision is 'fp8'": lambda facts: facts["runtimes"]["onnx"].update(precision="fp8"),
+    "runtimes must be of native, onnx": lambda facts: facts["runtimes"].update(gpu={}),
+    "runtimes is": lambda facts: facts.update(runtimes=["onnx"]),
+    "onnx is 3": lambda facts: facts["runtimes"].update(onnx=3),
+    "max_tokens is": lambda facts: facts.update(max_tokens="32"),
     "name is": lambda facts: facts.update(name=None),
 }
 
@@ -114,16 +181,36 @@ def test_the_model_of_another_bundle(copy, tmp_path, sizes):
     other = make_bundle(tmp_path / "other", **sizes)
     shutil.copyfile(other / "model.onnx", copy / "model.onnx")
     with pytest.raises(BundleError, match="another bundle's model"):
-        load(copy, verify=False)
+        load(copy, "onnx", verify=False)
+
+
+@needs_native
+@pytest.mark.parametrize("sizes", [{"pair": True}, {"classes": 4}, {"hidden": 9}])
+def test_the_native_model_of_another_bundle(copy, tmp_path, sizes):
+    other = make_bundle(tmp_path / "other", **sizes)
+    shutil.copyfile(other / "native.safetensors", copy / "native.safetensors")
+    with pytest.raises(BundleError, match="another bundle's model|made for the labels"):
+        load(copy, "native", verify=False)
 
 
 def test_the_tokenizer_of_another_bundle(copy):
     edit(copy, lambda facts: facts["shape"].update(vocabulary=3))
     with pytest.raises(BundleError, match="another bundle's tokenizer"):
-        load(copy)
+        load(copy, "onnx")
 
 
-def test_labels_in_another_order_than_the_models(copy):
+@needs_native
+def test_a_native_tokenizer_that_knows_more_than_the_model(copy):
+    path = copy / "tokenizer.json"
+    state = json.loads(path.read_text())
+    state["model"]["vocab"]["surplus"] = 1000
+    path.write_text(json.dumps(state))
+    with pytest.raises(BundleError, match="another bundle's tokenizer"):
+        load(copy, "native", verify=False)("surplus")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_labels_in_another_order_than_the_models(copy, engine):
     edit(copy, lambda facts: facts["labels"].reverse())
     with pytest.raises(BundleError, match="was made for the labels"):
-        load(copy)
+        load(copy, engine)

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
-from small_students import LABELS, TEXTS, make_student
+from small_students import LABELS, TEXTS, make_bundle, make_student, needs_native
 
 from bert_kd.config import ExportConfig
 from bert_kd.errors import BundleError, StudentError
 from bert_kd.runtime import export
-from bert_kd.runtime.bundle import read_bundle, sha256
+from bert_kd.runtime.bundle import read_bundle, sha256, verify
 from bert_kd.runtime.export import export_bundle
+from bert_kd.runtime.native.engine import NativeEngine, missing
+from bert_kd.runtime.predictor import load
 
 CONFIG = ExportConfig()
+GOLD = np.asarray([2, 0, -1, 0, 2, 1, 1])
+NATIVE = [] if missing() else ["native.safetensors"]
 
 
 def test_bundle_holds_the_facts(tmp_path):
@@ -21,9 +26,12 @@ def test_bundle_holds_the_facts(tmp_path):
     metrics = {"test": {"accuracy": 0.91, "macro_f1": 0.9}, "validation": {"accuracy": 0.92}}
     training = {"source": "bundled:helpdesk", "teacher": "offline", "rows": 1200}
 
-    bundle = export_bundle(student, tmp_path / "b", TEXTS, None, CONFIG, metrics, training)
+    bundle = export_bundle(
+        student, tmp_path / "b", TEXTS, None, CONFIG, metrics, training, check_labels=GOLD
+    )
 
     assert bundle == read_bundle(tmp_path / "b")
+    verify(bundle)
     assert bundle.name == "small"
     assert bundle.labels == LABELS
     assert bundle.shape["hidden"] == 8
@@ -31,12 +39,17 @@ def test_bundle_holds_the_facts(tmp_path):
     lstm = 2 * 4 * 8 * (12 + 8 + 2)
     assert bundle.parameters_without_embeddings == lstm + (16 * 10 + 10) + (10 * 3 + 3)
     assert bundle.parameters == embedding + bundle.parameters_without_embeddings
-    assert bundle.agreement.rows == len(TEXTS)
-    assert 0 <= bundle.agreement.largest_difference < 1e-4
-    assert bundle.agreement.label_agreement == 1.0
+    assert bundle.max_tokens == 32
+    onnx = bundle.runtimes["onnx"]
+    assert (onnx.precision, onnx.table) == ("fp32", None)
+    assert onnx.bytes == (tmp_path / "b" / "model.onnx").stat().st_size
+    assert onnx.agreement.rows == len(TEXTS)
+    assert 0 <= onnx.agreement.largest_difference < 1e-4
+    assert onnx.agreement.label_agreement == 1.0
+    assert (onnx.agreement.labelled, onnx.agreement.accuracy_change) == (6, 0.0)
     assert bundle.files == {
         name: sha256(tmp_path / "b" / name)
-        for name in ("model.onnx", "model.safetensors", "tokenizer.json")
+        for name in (*NATIVE, "model.onnx", "model.safetensors", "tokenizer.json")
     }
     assert bundle.bytes == sum((tmp_path / "b" / name).stat().st_size for name in bundle.files)
     assert bundle.metrics == metrics
@@ -47,8 +60,24 @@ def test_bundle_holds_the_facts(tmp_path):
         "bundle.json",
         "model.onnx",
         "model.safetensors",
+        *NATIVE,
         "tokenizer.json",
     ]
+
+
+@needs_native
+def test_bundle_holds_the_facts_of_the_native_model(tmp_path):
+    folder = make_bundle(tmp_path, ExportConfig(table="int8"))
+    native = read_bundle(folder).runtimes["native"]
+    assert (native.precision, native.table) == ("int8", "int8")
+    assert native.bytes == (folder / "native.safetensors").stat().st_size
+    assert native.table_bytes == 21 * (2 * 4 * 16 + 2 * 4)
+    assert native.agreement.rows == len(TEXTS)
+    assert 0 < native.agreement.largest_difference < 0.2
+    assert 0 < native.agreement.largest_probability_difference < 0.05
+    card = (folder / "README.md").read_text()
+    assert "| native | int8, int8 table | 0.0 MB | 100.00% |" in card
+    assert "`native.safetensors` is for bert_kd's own CPU runtime" in card
 
 
 def test_card_tells_what_a_stranger_needs(tmp_path):
@@ -74,7 +103,7 @@ def test_card_tells_what_a_stranger_needs(tmp_path):
 def test_checks_only_as_many_rows_as_configured(tmp_path):
     student = make_student(tmp_path / "student")
     bundle = export_bundle(student, tmp_path / "b", TEXTS, None, ExportConfig(check_rows=2))
-    assert bundle.agreement.rows == 2
+    assert {runtime.agreement.rows for runtime in bundle.runtimes.values()} == {2}
 
 
 def test_refuses_a_difference_and_keeps_the_older_bundle(tmp_path, monkeypatch):
@@ -137,5 +166,80 @@ def test_missing_student_names_the_stage(tmp_path):
 def test_facts_are_plain_json(bundle):
     facts = json.loads((bundle / "bundle.json").read_text())
     assert facts["kind"] == "bert_kd bundle"
-    assert facts["format"] == 1
+    assert facts["format"] == 2
     assert "folder" not in facts  # a bundle can be moved
+
+
+# --- which precision ---------------------------------------------------------------------------
+
+
+def worse_in(monkeypatch, *precisions):
+    """Let the native engine answer wrongly in these precisions."""
+    honest = NativeEngine.logits
+
+    def answer(self, texts, texts_b=None):
+        logits = honest(self, texts, texts_b)
+        return -logits if self.precision in precisions else logits
+
+    monkeypatch.setattr(NativeEngine, "logits", answer)
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("wrong", "taken"), [((), "int8"), (("int8",), "bf16"), (("int8", "bf16"), "fp32")]
+)
+def test_auto_takes_the_fastest_that_is_good_enough(tmp_path, monkeypatch, capsys, wrong, taken):
+    worse_in(monkeypatch, *wrong)
+    assert read_bundle(make_bundle(tmp_path)).runtimes["native"].precision == taken
+    said = capsys.readouterr().err
+    for precision in wrong:
+        assert f"small is not taken in {precision}: " in said
+    assert said.count("labels differ from torch's, and 1 may") == len(wrong)
+
+
+@needs_native
+def test_auto_without_any_good_precision_is_onnx_alone(tmp_path, monkeypatch, capsys):
+    worse_in(monkeypatch, "int8", "bf16", "fp32")
+    folder = make_bundle(tmp_path)
+    assert "the bundle of small has ONNX alone" in capsys.readouterr().err
+    assert set(read_bundle(folder).runtimes) == {"onnx"}
+    assert not (folder / "native.safetensors").exists()
+    assert load(folder).engine.name == "onnx"
+
+
+@needs_native
+def test_a_named_precision_is_kept_to_or_refused(tmp_path, monkeypatch):
+    folder = make_bundle(tmp_path / "a", ExportConfig(precision="bf16"))
+    assert read_bundle(folder).runtimes["native"].precision == "bf16"
+    worse_in(monkeypatch, "bf16")
+    with pytest.raises(BundleError, match=r"in bf16, which export\.precision names .* differ"):
+        make_bundle(tmp_path / "b", ExportConfig(precision="bf16"))
+    assert not (tmp_path / "b" / "bundle").exists()
+
+
+def test_without_the_compiled_runtime(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(export.native, "missing", lambda: "there is none here")
+    folder = make_bundle(tmp_path / "a")
+    assert "has ONNX alone, as there is none here" in capsys.readouterr().err
+    assert set(read_bundle(folder).runtimes) == {"onnx"}
+    with pytest.raises(BundleError, match='precision is "int8", and there is none here'):
+        make_bundle(tmp_path / "b", ExportConfig(precision="int8"))
+
+
+@pytest.mark.parametrize("sizes", [{}, {"pair": True, "match": True}, {"layers": 2}], ids=str)
+def test_onnx_in_bytes(tmp_path, sizes):
+    folder = make_bundle(tmp_path, ExportConfig(onnx="int8"), **sizes)
+    onnx = read_bundle(folder).runtimes["onnx"]
+    assert onnx.precision == "int8"
+    assert 1e-4 < onnx.agreement.largest_difference < 0.5
+    assert load(folder, "onnx").engine.precision == "int8"
+
+
+def test_quantising_sets_up_no_logging(tmp_path, capsys):
+    import logging
+
+    root = logging.getLogger()
+    before = (root.level, list(root.handlers))
+    make_bundle(tmp_path, ExportConfig(onnx="int8"))
+    assert (root.level, list(root.handlers)) == before
+    assert "WARNING" not in capsys.readouterr().err

@@ -10,25 +10,28 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from small_students import TEXTS, WORDS
+from small_students import ENGINES, TEXTS, WORDS, needs_native
 
 from bert_kd.data.batches import encode
 from bert_kd.errors import BundleError, DataError, MissingExtra
+from bert_kd.runtime import onnx_engine
 from bert_kd.runtime import predictor as module
 from bert_kd.runtime.predictor import load
 from bert_kd.student.model import load_student
 
 PAIR = {"text": "a film", "text_pair": "very long"}
+TOLERANCE = {"native": 0.1, "onnx": 1e-4}
+"""Of a logit: int8 and fp32."""
 
 
-@pytest.fixture(scope="module")
-def single(bundle):
-    return load(bundle, threads=1)
+@pytest.fixture(scope="module", params=ENGINES)
+def single(bundle, request):
+    return load(bundle, request.param, threads=1)
 
 
-@pytest.fixture(scope="module")
-def pair(pair_bundle):
-    return load(pair_bundle, threads=1)
+@pytest.fixture(scope="module", params=ENGINES)
+def pair(pair_bundle, request):
+    return load(pair_bundle, request.param, threads=1)
 
 
 def random_texts(count, seed=0):
@@ -44,7 +47,11 @@ def torch_logits(bundle, texts, texts_b=None):
         return np.concatenate(
             [
                 student.model(
-                    *(torch.from_numpy(part) for side in sides for part in side.padded([row]))
+                    *(
+                        torch.from_numpy(part)
+                        for side in sides
+                        for part in side.padded(np.asarray([row]))
+                    )
                 ).logits
                 for row in range(len(texts))
             ]
@@ -57,7 +64,8 @@ def test_logits_are_torchs_in_the_order_given(single, bundle, monkeypatch):
     logits = single.logits(texts)
     assert logits.dtype == np.float32
     assert logits.shape == (307, 3)
-    np.testing.assert_allclose(logits, torch_logits(bundle, texts), atol=1e-4)
+    expected = torch_logits(bundle, texts)
+    np.testing.assert_allclose(logits, expected, atol=TOLERANCE[single.engine.name])
     assert len(np.unique(logits.argmax(-1))) > 1
 
 
@@ -65,8 +73,10 @@ def test_logits_of_pairs(pair, pair_bundle, monkeypatch):
     monkeypatch.setattr(module, "ROWS_PER_CHUNK", 16)
     texts, texts_b = random_texts(50), random_texts(50, seed=1)
     expected = torch_logits(pair_bundle, texts, texts_b)
-    np.testing.assert_allclose(pair.logits(texts, texts_b), expected, atol=1e-4)
-    assert np.abs(expected - torch_logits(pair_bundle, texts_b, texts)).max() > 0.01  # order counts
+    tolerance = TOLERANCE[pair.engine.name]
+    np.testing.assert_allclose(pair.logits(texts, texts_b), expected, atol=tolerance)
+    swapped = torch_logits(pair_bundle, texts_b, texts)
+    assert np.abs(expected - swapped).max() > 3 * tolerance  # order counts
 
 
 def test_probabilities(single):
@@ -98,19 +108,19 @@ def test_long_texts_are_cut(single):
     assert np.abs(same - other).max() > 0
 
 
-def test_batches_hold_a_bounded_number_of_tokens(single, monkeypatch):
+def test_batches_hold_a_bounded_number_of_tokens(bundle, monkeypatch):
+    predictor = load(bundle, "onnx", threads=1)
+    honest = predictor.engine._session
     seen = []
 
     class Watching:
-        name = "watching"
+        def run(self, names, feeds):
+            seen.append((feeds["ids"].size, int(feeds["lengths"].sum())))
+            return honest.run(names, feeds)
 
-        def logits(self, ids, lengths, ids_b=None, lengths_b=None):
-            seen.append((ids.size, int(lengths.sum())))
-            return single.engine.logits(ids, lengths)
-
-    watched = module.Predictor(single.bundle, single.tokenizer, Watching())
-    watched.logits(random_texts(2000))
-    assert max(size for size, _ in seen) <= module.TOKENS_PER_BATCH
+    monkeypatch.setattr(predictor.engine, "_session", Watching())
+    predictor.logits(random_texts(2000))
+    assert max(size for size, _ in seen) <= onnx_engine.TOKENS_PER_BATCH
     assert sum(size for size, _ in seen) < 1.1 * sum(real for _, real in seen)  # little padding
 
 
@@ -148,9 +158,11 @@ def pipeline(tmp_path_factory):
     "inputs",
     ["a film", ["a film"], ["a film", "bad"], PAIR, [PAIR], [PAIR, PAIR], {"text": "a"}],
 )
-def test_shapes_are_the_pipelines(single, pair, pipeline, inputs, arguments):
+@pytest.mark.parametrize("engine", ENGINES)
+def test_shapes_are_the_pipelines(bundle, pair_bundle, pipeline, engine, inputs, arguments):
     expected = pipeline(inputs, **arguments)
-    answer = (pair if "text_pair" in str(inputs) else single)(inputs, **arguments)
+    folder = pair_bundle if "text_pair" in str(inputs) else bundle
+    answer = load(folder, engine, threads=1)(inputs, **arguments)
     assert shape_of(answer) == shape_of(expected)
 
 
@@ -161,9 +173,12 @@ def test_answers_are_the_best_labels_first(single):
     assert [entry["label"] for entry in ranked] == [
         single.labels[at] for at in probabilities.argsort()[::-1]
     ]
-    assert [entry["score"] for entry in ranked] == sorted(probabilities.tolist(), reverse=True)
+    scores = sorted(probabilities.tolist(), reverse=True)
+    assert [entry["score"] for entry in ranked] == pytest.approx(scores, abs=1e-6)
     assert single(text) == ranked[:1] == single(text, top_k=1) == single([text])
-    assert single([text, "bad"], top_k=2)[0] == ranked[:2]
+    beside = single([text, "bad"], top_k=2)[0]
+    assert [entry["label"] for entry in beside] == [entry["label"] for entry in ranked[:2]]
+    assert beside[0]["score"] == pytest.approx(ranked[0]["score"], abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -217,13 +232,25 @@ def test_pairs_and_single_texts_are_not_mixed_up(single, pair):
 
 
 def test_engines(bundle):
-    assert load(bundle).engine.name == load(bundle, engine="onnx").engine.name == "onnx"
-    with pytest.raises(BundleError, match="no native engine"):
-        load(bundle, engine="native")
+    assert load(bundle, engine="onnx").engine.name == "onnx"
     with pytest.raises(BundleError, match="no engine 'gpu'"):
         load(bundle, engine="gpu")
     with pytest.raises(BundleError, match="threads is 0"):
         load(bundle, threads=0)
+
+
+@needs_native
+def test_auto_is_native(bundle):
+    for engine in ("auto", "native"):
+        found = load(bundle, engine=engine).engine
+        assert (found.name, found.precision) == ("native", "int8")
+
+
+def test_without_the_compiled_runtime(bundle, monkeypatch):
+    monkeypatch.setattr(module.native, "missing", lambda: "there is none here")
+    assert load(bundle).engine.name == "onnx"
+    with pytest.raises(BundleError, match="there is none here; or use engine='onnx'"):
+        load(bundle, engine="native")
 
 
 def test_many_threads_get_their_own_answers(single):
@@ -235,13 +262,16 @@ def test_many_threads_get_their_own_answers(single):
         np.testing.assert_allclose(answer, expected, atol=1e-5)
 
 
-def test_loads_without_torch_and_the_like(bundle):
+@pytest.mark.parametrize("engine", ENGINES)
+def test_loads_without_torch_and_the_like(bundle, engine):
     code = f"""
 import sys
 import bert_kd
-classify = bert_kd.load({str(bundle)!r})
+classify = bert_kd.load({str(bundle)!r}, engine={engine!r})
 assert classify("a film")
 heavy = {{"torch", "transformers", "datasets", "pydantic", "onnx", "pyarrow", "pandas", "rich"}}
+if {engine!r} == "native":
+    heavy |= {{"onnxruntime", "tokenizers"}}
 found = heavy & {{name.partition(".")[0] for name in sys.modules}}
 assert not found, found
 """
@@ -251,7 +281,7 @@ assert not found, found
 def test_missing_runtime_is_named_with_its_install_line(bundle, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingExtra, match=r"'onnxruntime'.*pip install 'bert_kd\[runtime\]'"):
-        load(bundle)
+        load(bundle, "onnx")
 
 
 def test_missing_onnx_is_named_with_its_install_line(monkeypatch):

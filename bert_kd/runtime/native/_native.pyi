@@ -1,0 +1,100 @@
+"""The compiled part of the native runtime."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+class Model:
+    """A folded student in memory. Safe to call from several threads."""
+
+    def __init__(self, path: str, instruction_set: str | None = None) -> None:
+        """Map the file of `fold.py` into memory and pack its weights for this CPU.
+
+        `instruction_set`: one of `instruction_sets()`, None for the fastest. Raises RuntimeError
+        where the file is damaged or of another kind, ValueError where this CPU lacks the
+        instruction set.
+        """
+
+    @property
+    def precision(self) -> str: ...
+    @property
+    def instruction_set(self) -> str: ...
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the file says of itself."""
+
+    @property
+    def vocabulary(self) -> int: ...
+    @property
+    def classes(self) -> int: ...
+    @property
+    def pair(self) -> bool: ...
+    def logits(
+        self,
+        ids: npt.NDArray[np.int32],
+        offsets: npt.NDArray[np.int64],
+        ids_b: npt.NDArray[np.int32] | None = None,
+        offsets_b: npt.NDArray[np.int64] | None = None,
+        threads: int = 1,
+    ) -> npt.NDArray[np.float32]:
+        """Return logits [texts, classes]; text i is `ids[offsets[i] : offsets[i + 1]]`, never
+        empty.
+
+        Raises ValueError where ids or offsets don't fit the student or each other, RuntimeError
+        where the weights give no numbers.
+        """
+
+    def answer(
+        self,
+        tokenizer: Tokenizer,
+        texts: Sequence[str],
+        texts_b: Sequence[str] | None = None,
+        threads: int = 1,
+    ) -> tuple[npt.NDArray[np.float32], list[int]]:
+        """Return logits [texts, classes], and the positions of texts (or pairs) that the tokenizer
+        hands back: what stands there is no answer.
+
+        Raises as `logits` does.
+        """
+
+class Tokenizer:
+    """A student's tokenizer, made by `tokenizer.compile_tokenizer`. Safe to call from several
+    threads.
+    """
+
+    def __init__(
+        self,
+        *,
+        kind: str,
+        vocabulary: list[str],
+        unknown: int,
+        merges: list[tuple[int, int, int]],
+        added: list[tuple[str, int]],
+        chinese: bool,
+        strip_accents: bool,
+        lowercase: bool,
+        longest_word: int,
+        max_tokens: int,
+        keep_end: bool,
+    ) -> None:
+        """Raises ValueError where an id can't be one, or a piece is empty."""
+
+    @property
+    def size(self) -> int:
+        """One more than the largest id."""
+
+    def encode(
+        self, texts: Sequence[str], threads: int = 1
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], list[int]]:
+        """Return ids, offsets and the positions of texts that are handed back, which have no ids:
+        those for which only `tokenizers` is certain, and what is no string of valid Unicode.
+        """
+
+def instruction_sets() -> tuple[str, ...]:
+    """Return what this CPU can run, fastest first."""
+
+def measure_peak(precision: str, seconds: float = 0.2) -> float:
+    """Return the most operations per second of one core's multiply-adds in `precision` ("fp32",
+    "bf16", "int8"), a multiplication and an addition counted as one each.
+    """
