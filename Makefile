@@ -3,7 +3,10 @@
 #   make demo    stages 01 to 06 on the bundled data with the offline BERT
 #   make test    the whole test suite
 #   make check   formatter, linter, types
+#   make sanitize  the native runtime's tests under the address and undefined-behaviour sanitizers
 #   make bench   what the logit cache saves, beside a teacher pass (after make demo)
+#   make speed   inference, training and caching beside their peers, then docs/speed.md; two hours
+#                (DATA=folder of the data folders; without, on the bundled data)
 #   make quality students beside teacher, twins and control models on the bundled data
 
 PYTHON ?= python3
@@ -14,11 +17,11 @@ EXTRAS := runtime,serve,report,offline,dev
 # environment can't be seen from another.
 OWN_TORCH = $(shell $(PYTHON) -c 'import importlib.util as u, sys; sys.exit(sys.prefix != sys.base_prefix or not u.find_spec("torch"))' && echo yes)
 
-.PHONY: setup demo test check bench quality clean
+.PHONY: setup demo test check bench speed quality sanitize clean
 
 setup: $(VENV)/.ready
 
-$(VENV)/.ready: setup.cfg pyproject.toml constraints.txt
+$(VENV)/.ready: setup.cfg setup.py pyproject.toml constraints.txt $(wildcard bert_kd/runtime/native/src/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "bert_kd needs Python 3.11 or newer; set PYTHON=python3.x"; exit 2; }
 	$(PYTHON) -m venv $(if $(OWN_TORCH),--system-site-packages) $(VENV)
@@ -46,10 +49,31 @@ check: setup
 bench: setup
 	$(BIN)/python benchmarks/cache_reuse.py --json benchmarks/results/cache_reuse.json
 
+DATA ?=
+SPEED_DATA := $(if $(DATA),--data $(DATA))
+RESULTS := benchmarks/results
+
+speed: setup
+	$(BIN)/pip install --quiet -c $(VENV)/constraints.txt -e ".[bench]"
+	$(BIN)/python benchmarks/inference.py $(SPEED_DATA) --work runs/inference --minutes 40 \
+		--json $(RESULTS)/inference.json
+	$(BIN)/python benchmarks/training.py $(SPEED_DATA) --json $(RESULTS)/training.json
+	$(BIN)/python benchmarks/training.py $(SPEED_DATA) --hidden 256 --accuracy \
+		--json $(RESULTS)/training-accuracy.json
+	$(BIN)/python benchmarks/caching.py $(SPEED_DATA) --json $(RESULTS)/caching.json
+	$(BIN)/python benchmarks/caching.py $(SPEED_DATA) --freezing \
+		--json $(RESULTS)/caching-freezing.json
+	$(BIN)/python benchmarks/caching.py --memory 10000 100000 1000000 \
+		--json $(RESULTS)/caching-memory.json
+	$(BIN)/python benchmarks/speed_docs.py
+
 quality: setup
 	$(BIN)/pip install --quiet -c $(VENV)/constraints.txt -e ".[bench]"
 	$(BIN)/python benchmarks/quality.py --suite helpdesk --seeds 5 \
 		--json benchmarks/results/quality-helpdesk.json --write-docs
+
+sanitize: setup
+	$(BIN)/python tests/runtime/native/sanitize.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

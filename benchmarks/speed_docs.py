@@ -1,0 +1,551 @@
+"""`docs/speed.md` and its figures, from the JSON of the speed benchmarks.
+
+    python benchmarks/speed_docs.py
+
+No number is typed by hand but the goals: what stands there is what the files in
+`benchmarks/results` hold, each section with the command, machine and commit that made it.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from speed_runs import REPOSITORY, Row, user_errors, value_of
+
+from bert_kd.errors import MissingExtra, UserError
+from bert_kd.evaluate.format import (
+    NOTHING,
+    count,
+    latency,
+    percent,
+    points,
+    significant,
+    size,
+    times,
+)
+from bert_kd.store import make_folder, read_json, write_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Json = Mapping[str, Any]
+
+INTRODUCTION = """# Speed
+
+Written by `python benchmarks/speed_docs.py` from the tables in `benchmarks/results/`; no measured
+number is typed by hand.
+
+Systems that are compared took turns in the same run. Values are medians over its rounds; a ratio is
+the median of the ratios within each round.
+"""
+FILES = (
+    "inference",
+    "training",
+    "training-accuracy",
+    "caching",
+    "caching-memory",
+    "caching-freezing",
+)
+"""The benchmarks, in the order of the page; a file of results begins with one of these names."""
+COLOURS = {
+    "bert-torch": "#1f6f5c",
+    "bert-onnx": "#5aa58f",
+    "student-torch": "#8a5a44",
+    "student-onnx": "#d9895b",
+    "native": "#c2410c",
+    "fasttext": "#57606a",
+    "linear": "#8b949e",
+}
+KINDS = {
+    "bert-torch": "BERT, torch",
+    "bert-onnx": "BERT, ONNX Runtime",
+    "student-torch": "student, torch",
+    "student-onnx": "student, ONNX Runtime",
+    "native": "student, native",
+    "fasttext": "fastText",
+    "linear": "linear",
+}
+GOALS: Mapping[str, Mapping[str, tuple[float, float]]] = {
+    "BERT-base, torch": {"H = 256": (600, 1000), "H = 128": (1000, 4000)},
+    "BERT-base, ONNX Runtime int8": {"H = 256": (100, 300), "H = 128": (190, 1000)},
+    "DistilBERT, ONNX Runtime int8": {"H = 256": (50, 150), "H = 128": (95, 550)},
+    "BERT-tiny, ONNX Runtime int8": {"H = 256": (4, 4), "H = 128": (7, 13)},
+    "{student}, ONNX Runtime int8": {"H = 256": (6, 5), "H = 128": (11, 12)},
+    "fastText unigrams": {"H = 256": (1 / 6, 0.3), "H = 128": (1 / 2.5, 0.9), "H = 64": (1, 1)},
+}
+"""How many times as fast the native int8 student is to be, at batch 1 and in bulk."""
+TRAINING_GOAL = 4.5
+CACHING_GOALS = {"sorted, fp32": 6.0, "sorted, bf16": 10.0}
+KERNEL_GOAL, TOKENIZING_GOAL = 0.75, 4.0
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return a Markdown table, its first column of words, with a blank line behind."""
+    if not rows:
+        return []
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return [*(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows)), ""]
+
+
+def systems_of(rows: Sequence[Row], metric: str) -> list[str]:
+    """Return the systems that have this metric, in order."""
+    return list(dict.fromkeys(row["system"] for row in rows if row["metric"] == metric))
+
+
+def metrics_of(rows: Sequence[Row], ending: str) -> list[str]:
+    """Return the beginnings of the metrics with this ending, in order."""
+    end = f".{ending}"
+    found = (row["metric"] for row in rows if row["metric"].endswith(end))
+    return list(dict.fromkeys(metric.removesuffix(end) for metric in found))
+
+
+# --- inference ---------------------------------------------------------------------------------
+
+
+def inference(found: Json) -> Iterator[str]:
+    """Yield the lines of the section on inference."""
+    rows, config = found["rows"], found["config"]
+    yield "## Inference"
+    yield ""
+    yield (
+        f"Raw text to probabilities; texts of {config['set']}, the long ones joined of several; "
+        f"weights: {config['weights']}. In brackets: times as fast as "
+        f"{next(iter(config['systems']))}."
+    )
+    yield ""
+    for case in metrics_of(rows, "texts_per_second"):
+        kind, _, threads = case.partition(".threads")
+        plural = "" if threads == "1" else "s"
+        yield f"### {kind.capitalize()} texts, {threads} thread{plural}"
+        yield ""
+        yield f"{config['characters'][case]:.0f} characters a text on average."
+        yield ""
+        yield from table(
+            ["system", "batch 1, p50", "p99", "texts a second in bulk"],
+            [_speed_cells(rows, case, name) for name in config["systems"]],
+        )
+        yield from _goals(rows, case)
+    yield from _kernel(rows)
+    yield from _processes(rows)
+
+
+def _speed_cells(rows: Sequence[Row], case: str, name: str) -> list[str]:
+    def cell(metric: str, show: Callable[[float | None], str]) -> str:
+        value = value_of(rows, name, f"{case}.{metric}")
+        ratio = value_of(rows, name, f"{case}.{metric}", "ratio")
+        return show(value) + (f" ({times(ratio)})" if ratio is not None else "")
+
+    return [
+        name,
+        cell("latency_p50_us", latency),
+        cell("latency_p99_us", latency),
+        cell("texts_per_second", count),
+    ]
+
+
+def _goals(rows: Sequence[Row], case: str) -> Iterator[str]:
+    """Yield the table of ratios beside their goals."""
+    ratios = {
+        (row["system"], row["metric"], row["ratio_to"]): row["ratio"]
+        for row in rows
+        if row["metric"] in (f"{case}.times_single", f"{case}.times_bulk")
+    }
+    lines = []
+    for peer, goals in GOALS.items():
+        for student, (single, bulk) in goals.items():
+            cells = [f"{student} against {peer.format(student=student)}"]
+            for metric, goal in (("times_single", single), ("times_bulk", bulk)):
+                key = (f"{student}, native int8", f"{case}.{metric}", peer.format(student=student))
+                ratio = ratios.get(key)
+                cells += [times(ratio), f"≥ {significant(goal)}", _reached(ratio, goal)]
+            if cells[1] != NOTHING:
+                lines.append(cells)
+    if lines and case.startswith("short"):
+        header = ["native int8", "batch 1", "goal", "", "bulk", "goal", ""]
+        yield from table(header, lines)
+
+
+def _reached(value: float | None, goal: float, *, at_most: bool = False) -> str:
+    if value is None:
+        return NOTHING
+    return "yes" if (value <= goal if at_most else value >= goal) else "no"
+
+
+def _kernel(rows: Sequence[Row]) -> Iterator[str]:
+    metric = "operations_per_second"
+    names = systems_of(rows, metric)
+    if names:
+        yield "### The kernel and the core"
+        yield ""
+        yield (
+            "Operations of the recurrence a second, from token ids to logits in bulk, one thread, "
+            "beside the most multiply-adds that one core was measured to do in that precision. "
+            f"Goal in int8 at H = 256: {percent(KERNEL_GOAL, 0)}%."
+        )
+        yield ""
+        lines = []
+        for name in sorted(names, key=lambda name: (not name.startswith("peak"), name)):
+            rate = value_of(rows, name, metric)
+            share = value_of(rows, name, "share_of_peak")
+            shown = NOTHING if share is None else f"{percent(share)}%"
+            lines.append([name, f"{significant((rate or 0) / 1e9)} G", shown])
+        yield from table(["", "operations a second", "share of the peak"], lines)
+    sizes = metrics_of(rows, "tokenizing_us")
+    if sizes:
+        yield f"Tokenizing in bulk, one thread, µs a text (goal: at most {TOKENIZING_GOAL:g}):"
+        yield ""
+        lines = []
+        for name in sizes:
+            found = [
+                value_of(rows, way, f"{name}.tokenizing_us") for way in ("native", "tokenizers")
+            ]
+            lines.append([name, *map(significant, found)])
+        yield from table(["vocabulary of", "native", "`tokenizers`"], lines)
+
+
+def _processes(rows: Sequence[Row]) -> Iterator[str]:
+    names = systems_of(rows, "ready_seconds")
+    if not names:
+        return
+    yield "### Memory and time to load"
+    yield ""
+    yield "A process of its own for each; ready: with the import of all that it needs."
+    yield ""
+    lines = []
+    for name in names:
+        memory = value_of(rows, name, "resident_bytes")
+        seconds = [value_of(rows, name, metric) for metric in ("ready_seconds", "open_seconds")]
+        shown = [latency(None if value is None else 1e6 * value) for value in seconds]
+        lines.append([name, size(None if memory is None else int(memory)), *shown])
+    yield from table(["system", "memory", "ready after", "opened again"], lines)
+
+
+# --- training ----------------------------------------------------------------------------------
+
+
+def training(found: Json) -> Iterator[str]:
+    """Yield the lines of the section on the student's training."""
+    rows, config = found["rows"], found["config"]
+    sizes = metrics_of(rows, "examples_per_second")
+    yield "## Training the student"
+    yield ""
+    words = [
+        f"H = {name[1:]}: {config['sizes'][name]['vocabulary']:,} entries of "
+        f"{config['sizes'][name]['embedding']} values"
+        for name in sizes
+    ]
+    yield (
+        f"Examples a second over {config['rows']:,} texts of {config['set']} "
+        f"({significant(config['sizes'][sizes[0]]['tokens_mean'])} tokens on average), batches of "
+        f"{config['batch_size']}; {'; '.join(words)}. Each row down to bf16 has one part more "
+        f"than the row above it. Goal of the package's loop at H = 256: {TRAINING_GOAL:g}×."
+    )
+    yield ""
+    lines = []
+    for name in systems_of(rows, f"{sizes[0]}.examples_per_second"):
+        cells = [name]
+        for hidden in sizes:
+            metric = f"{hidden}.examples_per_second"
+            cells += [count(value_of(rows, name, metric))]
+            cells += [times(value_of(rows, name, metric, "ratio"))]
+        lines.append(cells)
+    header = [cell for hidden in sizes for cell in (f"H = {hidden[1:]}", "")]
+    yield from table(["", *header], lines)
+
+
+def training_accuracy(found: Json) -> Iterator[str]:
+    """Yield the lines of the section on accuracy."""
+    rows, config = found["rows"], found["config"]
+    yield "### At equal accuracy"
+    yield ""
+    yield (
+        f"Gold labels of {config['set']}, {config['epochs']} epochs, {config['seeds']} seeds; "
+        "accuracy on test, mean over seeds."
+    )
+    yield ""
+    for hidden in metrics_of(rows, "accuracy"):
+        lines = []
+        for name in systems_of(rows, f"{hidden}.accuracy"):
+            accuracy = value_of(rows, name, f"{hidden}.accuracy")
+            seconds = value_of(rows, name, f"{hidden}.seconds")
+            lines.append([name, percent(accuracy), significant(seconds)])
+        yield from table([f"H = {hidden[1:]}", "accuracy, %", "seconds"], lines)
+        package = lines[-1][0]
+        difference = value_of(rows, package, f"{hidden}.accuracy_difference")
+        error = value_of(rows, package, f"{hidden}.accuracy_difference_error")
+        beside = "" if error is None else f" (standard error {percent(error)})"
+        yield f"Difference in points: {points(difference)}{beside}."
+        yield ""
+
+
+# --- caching -----------------------------------------------------------------------------------
+
+
+def caching(found: Json) -> Iterator[str]:
+    """Yield the lines of the section on caching logits."""
+    rows, config = found["rows"], found["config"]
+    yield "## Caching the teacher's logits"
+    yield ""
+    goals = ", ".join(f"{name} {goal:g}×" for name, goal in CACHING_GOALS.items())
+    yield (
+        f"{config['texts']:,} texts of {config['set']} ({significant(config['tokens_mean'])} "
+        f"wordpieces on average), model: {config['model']}, on {config['device']}. Tokens are real "
+        "ones. The last column is the share of a large matrix product's rate in that precision. "
+        f"Goals: {goals}."
+    )
+    yield ""
+    lines = []
+    for name in systems_of(rows, "rows_per_second"):
+        share = value_of(rows, name, "share_of_matmul")
+        lines.append(
+            [
+                name,
+                count(value_of(rows, name, "rows_per_second")),
+                times(value_of(rows, name, "rows_per_second", "ratio")),
+                count(value_of(rows, name, "tokens_per_second")),
+                f"{percent(share)}%",
+            ]
+        )
+    yield from table(["", "rows/s", "", "tokens/s", "of matmul"], lines)
+    spread = next(row["value"] for row in rows if row["metric"] == "deviation_of_logits")
+    yield (
+        f"Differences in a logit from the first row, whose logits have a deviation of "
+        f"{significant(spread)} over the texts:"
+    )
+    yield ""
+    lines = [
+        [
+            name,
+            _small(value_of(rows, name, "mean_difference")),
+            _small(value_of(rows, name, "largest_difference")),
+            f"{percent(value_of(rows, name, 'same_class'), 2)}%",
+        ]
+        for name in systems_of(rows, "mean_difference")
+    ]
+    yield from table(["", "mean", "largest", "same class"], lines)
+
+
+def _small(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.1e}"
+
+
+def caching_memory(found: Json) -> Iterator[str]:
+    """Yield the lines of the section on memory."""
+    rows = found["rows"]
+    yield "### Memory"
+    yield ""
+    yield "Synthetic rows, a small model; a process each. Of each distinct row its key is held."
+    yield ""
+    lines = [
+        [
+            name,
+            *(
+                size(int(value_of(rows, name, metric) or 0))
+                for metric in ("bytes_before", "peak_bytes")
+            ),
+            f"{significant(value_of(rows, name, 'bytes_a_row'))} B",
+        ]
+        for name in systems_of(rows, "peak_bytes")
+    ]
+    yield from table(["", "before", "peak", "growth a row"], lines)
+
+
+def caching_freezing(found: Json) -> Iterator[str]:
+    """Yield the lines of the section on partial fine-tuning."""
+    rows, config = found["rows"], found["config"]
+    yield "## Partial fine-tuning of the teacher"
+    yield ""
+    yield (
+        f"A training step of {config['batch_size']} texts of {config['set']}, model: "
+        f"{config['model']}, on {config['device']}. The states below the trained layers "
+        "(`teacher.cache_prefix`) are computed once, which costs as much as the given number of "
+        "epochs without them, and take the given room."
+    )
+    yield ""
+    lines = []
+    for name in systems_of(rows, "milliseconds_a_step"):
+        cost = value_of(rows, name, "states_cost_in_epochs")
+        room = value_of(rows, name, "bytes_a_text")
+        lines.append(
+            [
+                name,
+                f"{significant(value_of(rows, name, 'milliseconds_a_step'))} ms",
+                times(value_of(rows, name, "milliseconds_a_step", "ratio")),
+                significant(cost),
+                NOTHING if room is None else f"{size(int(room))} a text",
+            ]
+        )
+    yield from table(["trained", "a step", "time", "cost, epochs", "room"], lines)
+
+
+# --- figures -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def _figure(width: float, height: float) -> Iterator[Figure]:
+    """Yield a figure of this size in inches. Raises MissingExtra without matplotlib."""
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure as NewFigure
+    except ImportError:
+        raise MissingExtra("matplotlib", "report") from None
+    with matplotlib.rc_context({"svg.hashsalt": "bert_kd", "svg.fonttype": "none"}):
+        yield NewFigure(figsize=(width, height), layout="constrained")
+
+
+def _svg(figure: Figure) -> str:
+    """Return the figure as SVG, the same bytes for the same figure."""
+    file = io.StringIO()
+    figure.savefig(file, format="svg", metadata={"Date": None}, facecolor="white")
+    return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
+
+
+def _style(axes: Axes) -> None:
+    """Give axes light rules and no frame."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#e3e6ea", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=8)
+
+
+def draw_inference(found: Json) -> str:
+    """Return time for one text and throughput of all systems, for the first case, as SVG."""
+    rows, systems = found["rows"], found["config"]["systems"]
+    case = metrics_of(rows, "texts_per_second")[0]
+    panels = (
+        ("latency_p50_us", "time for one text, median, µs (logarithmic)"),
+        ("texts_per_second", "texts a second in bulk (logarithmic)"),
+    )
+    names = sorted(systems, key=lambda name: value_of(rows, name, f"{case}.{panels[1][0]}") or 0.0)
+    with _figure(8.5, 1.0 + 0.19 * len(names)) as figure:
+        left, right = figure.subplots(1, 2, sharey=True)
+        for axes, (metric, label) in zip((left, right), panels, strict=True):
+            _style(axes)
+            for kind in KINDS:
+                mine = [place for place, name in enumerate(names) if systems[name]["kind"] == kind]
+                values = [value_of(rows, names[place], f"{case}.{metric}") for place in mine]
+                if mine:
+                    axes.plot(
+                        values, mine, "o", markersize=5, color=COLOURS[kind], label=KINDS[kind]
+                    )
+            axes.set_xscale("log")
+            axes.set_xlabel(label, fontsize=9)
+        left.set_yticks(range(len(names)), names)
+        figure.legend(
+            *right.get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=8
+        )
+        return _svg(figure)
+
+
+def draw_bars(found: Json, metric: str, label: str) -> str:
+    """Return the ratios of a metric as horizontal bars, as SVG."""
+    rows = found["rows"]
+    names = systems_of(rows, metric)
+    with _figure(7, 0.6 + 0.3 * len(names)) as figure:
+        axes = figure.subplots()
+        _style(axes)
+        values = [value_of(rows, name, metric, "ratio") or 0.0 for name in names]
+        places = [-place for place in range(len(names))]
+        axes.barh(places, values, height=0.6, color=COLOURS["native"])
+        for place, value in zip(places, values, strict=True):
+            axes.annotate(
+                times(value), (value, place), (4, -3), textcoords="offset points", fontsize=8
+            )
+        axes.set_yticks(places, names)
+        axes.grid(visible=False, axis="y")
+        axes.margins(x=0.12)
+        axes.set_xlabel(label, fontsize=9)
+        return _svg(figure)
+
+
+# --- the document ------------------------------------------------------------------------------
+
+SECTIONS: Mapping[str, Callable[[Json], Iterator[str]]] = {
+    "inference": inference,
+    "training": training,
+    "training-accuracy": training_accuracy,
+    "caching": caching,
+    "caching-memory": caching_memory,
+    "caching-freezing": caching_freezing,
+}
+
+
+def draw(found: Json) -> tuple[str, str] | None:
+    """Return the figure of a section as SVG and what it shows, or None where it has none."""
+    kind = found["config"]["benchmark"]
+    if kind == "inference":
+        return draw_inference(found), "Time for one text and texts a second in bulk, by system"
+    if kind == "training":
+        metric = f"{metrics_of(found['rows'], 'examples_per_second')[0]}.examples_per_second"
+        return draw_bars(found, metric, "times the ordinary loop"), "Training by part"
+    if kind == "caching":
+        return draw_bars(found, "rows_per_second", "times the padded loop"), "Caching logits"
+    if kind == "caching-freezing":
+        label = "time of a step, that of training all being 1"
+        return draw_bars(found, "milliseconds_a_step", label), "A step by trained layers"
+    return None
+
+
+def write_docs(results: Path, page: Path) -> None:
+    """Write the page and its figures (in the folder `speed` beside it) from what lies in
+    `results`.
+
+    Raises UserError where there is nothing.
+    """
+    lines = [INTRODUCTION]
+    for kind in FILES:
+        for file in sorted(results.glob(f"{kind}*.json")):
+            found = read_json(file)
+            if found["config"].get("benchmark") != kind:
+                continue
+            lines += SECTIONS[kind](found)
+            figure = draw(found)
+            if figure is not None:
+                make_folder(page.parent / "speed")
+                write_text(page.parent / "speed" / f"{file.stem}.svg", figure[0])
+                lines += [f"![{figure[1]}](speed/{file.stem}.svg)", ""]
+            lines += [provenance(found), ""]
+    if len(lines) == 1:
+        raise UserError(
+            f"{results} holds none of {', '.join(f'{kind}.json' for kind in FILES)}: make them "
+            "with benchmarks/inference.py, training.py and caching.py first"
+        )
+    make_folder(page.parent)
+    write_text(page, "\n".join(lines).rstrip() + "\n")
+
+
+def provenance(found: Json) -> str:
+    """Return what made a section: command, machine, versions, commit."""
+    config, machine = found["config"], found["machine"]
+    names = ("torch", "transformers", "onnxruntime")
+    software = [
+        f"{name} {config['versions'][name]}" for name in names if name in config["versions"]
+    ]
+    memory = machine["memory_gib"]
+    words = [
+        f"{machine['cpu']}, {machine['cores']} cores",
+        *([f"{significant(memory)} GiB"] if memory else []),
+        f"load {significant(machine['busy'])}",
+        f"Python {machine['python']}",
+        *software,
+    ]
+    made = config["made"].partition("T")[0]
+    commit = (config["commit"] or "unknown")[:10]
+    return f"`{config['command']}`; {', '.join(words)}; commit {commit}, {made}."
+
+
+def main() -> None:
+    """Write the page."""
+    with user_errors():
+        write_docs(REPOSITORY / "benchmarks" / "results", REPOSITORY / "docs" / "speed.md")
+        sys.stdout.write("docs/speed.md is written\n")
+
+
+if __name__ == "__main__":
+    main()

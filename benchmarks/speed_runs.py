@@ -1,0 +1,277 @@
+"""What the speed benchmarks share: texts, interleaved rounds, options, and the JSON of a run.
+
+Systems take turns in rounds, each round begun by another one, so that a machine that slows down for
+a while slows all of them. Values are medians over rounds; a ratio is the median of the ratios
+within each round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bert_kd.data.text_files import open_text, tsv_records
+from bert_kd.errors import UserError
+from bert_kd.evaluate.findings import machine_facts
+from bert_kd.evaluate.format import significant
+from bert_kd.progress import progress, say
+from bert_kd.store import commit, read_json, versions
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+HELPDESK = REPOSITORY / "data" / "helpdesk"
+DATA = "BERT_KD_DATA"
+
+Row = dict[str, Any]
+"""One measured value: system, metric, value, ratio, ratio_to."""
+Clock = Callable[[], float]
+
+
+# --- texts -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Texts and their classes."""
+
+    texts: list[str]
+    labels: npt.NDArray[np.int64]  # [texts]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @property
+    def classes(self) -> int:
+        return int(self.labels.max()) + 1
+
+
+def data_folder(above: Path | None, name: str) -> Path:
+    """Return the folder of the data set `name` in the folder `above` (None: of the environment
+    variable BERT_KD_DATA); the bundled helpdesk set lies in the checkout.
+
+    Raises UserError where there is none.
+    """
+    if name == HELPDESK.name:
+        return HELPDESK
+    if above is None and DATA in os.environ:
+        above = Path(os.environ[DATA])
+    if above is None or not (above / name).is_dir():
+        raise UserError(
+            f"the data set {name!r} is not at hand: say with --data FOLDER (or {DATA} in the "
+            f"environment) in which folder it lies, or take --set {HELPDESK.name}"
+        )
+    return above / name
+
+
+def data_set(above: Path | None, name: str | None, usual: str) -> tuple[str, Path]:
+    """Return the name and folder of the data set to measure on: `name`; where none is given, the
+    `usual` one or, without a folder of data sets, the bundled one.
+    """
+    if name is None and above is None and DATA not in os.environ:
+        say(f"no --data FOLDER with {usual!r} in it: measuring on the bundled {HELPDESK.name!r}")
+        name = HELPDESK.name
+    name = name or usual
+    return name, data_folder(above, name)
+
+
+def read_split(folder: Path, split: str) -> Labelled:
+    """Return a split of a folder of TSV files with a header, plain or gzipped.
+
+    Raises UserError where there is no such file.
+    """
+    names = [f"{split}.tsv", f"{split}.tsv.gz"]
+    path = next((folder / name for name in names if (folder / name).exists()), None)
+    if path is None:
+        raise UserError(f"{folder} holds neither {' nor '.join(names)}: give another folder")
+    with open_text(path, newline="\n") as file:
+        (_, header), *records = tsv_records(file)
+    text, label = header.index("text"), header.index("label")
+    known = read_json(folder / "labels.json")
+    numbers = {name: number for number, name in enumerate(known)} if isinstance(known, list) else {}
+    labels = [
+        numbers.get(found[label], -1) if numbers else int(found[label]) for _, found in records
+    ]
+    return Labelled([found[text] for _, found in records], np.array(labels, dtype=np.int64))
+
+
+# --- rounds ------------------------------------------------------------------------------------
+
+
+def interleaved(
+    turns: Mapping[str, Callable[[], float]],
+    rounds: int,
+    *,
+    minutes: float | None = None,
+    what: str = "rounds",
+    clock: Clock = time.monotonic,
+) -> dict[str, list[float]]:
+    """Return what each of `turns` returned (a rate, a duration) in each round, by name.
+
+    A turn each is taken first and not counted. With `minutes`, no round is begun that would end
+    after that time; one round is always made.
+    """
+    found: dict[str, list[float]] = {name: [] for name in turns}
+    names = list(turns)
+    end = None if minutes is None else clock() + 60 * minutes
+    with progress(what, len(names) * (rounds + 1), "turns") as advance:
+        for name in names:
+            turns[name]()
+            advance(1, f"warm-up of {name}")
+        longest = 0.0
+        for turn in range(rounds):
+            started = clock()
+            if end is not None and turn and started + longest > end:
+                break
+            first = turn % len(names)
+            for name in names[first:] + names[:first]:
+                found[name].append(turns[name]())
+                advance(1, f"round {turn + 1} of {rounds}")
+            longest = max(longest, clock() - started)
+    return found
+
+
+def rate_rows(
+    found: Mapping[str, Sequence[float]], metric: str, reference: str | None = None
+) -> list[Row]:
+    """Return a row a system: the median over rounds, and the median of the ratios to `reference`
+    (None: the first system) within each round.
+    """
+    reference = reference or next(iter(found))
+    return [
+        {
+            "system": name,
+            "metric": metric,
+            "value": statistics.median(values),
+            "ratio": statistics.median(
+                mine / theirs for mine, theirs in zip(values, found[reference], strict=True)
+            ),
+            "ratio_to": reference,
+        }
+        for name, values in found.items()
+    ]
+
+
+def fact_row(system: str, metric: str, value: float | None) -> Row:
+    """Return the row of a value that is compared with nothing."""
+    return {"system": system, "metric": metric, "value": value, "ratio": None, "ratio_to": None}
+
+
+def value_of(rows: Sequence[Row], system: str, metric: str, key: str = "value") -> float | None:
+    """Return a value (or its `ratio`) out of a benchmark's rows; None where it was not measured."""
+    for row in rows:
+        if row["system"] == system and row["metric"] == metric:
+            found: float | None = row[key]
+            return found
+    return None
+
+
+def lines(rows: Sequence[Row]) -> Iterator[str]:
+    """Yield a line a value, for people."""
+    for row in rows:
+        beside = ""
+        if row["ratio"] is not None and row["system"] != row["ratio_to"]:
+            beside = f" ({significant(row['ratio'])} times {row['ratio_to']})"
+        yield f"{row['metric']}  {row['system']}: {significant(row['value'])}{beside}"
+
+
+# --- the command -------------------------------------------------------------------------------
+
+
+def options_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser with the options that all speed benchmarks have."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, help=f"folder of the data folders; else ${DATA}")
+    parser.add_argument("--set", help=f"data set to measure on; {HELPDESK.name}: the bundled one")
+    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds")
+    parser.add_argument("--minutes", type=float, help="begin no round that would end later")
+    parser.add_argument("--json", type=Path, help="write what was measured to this file")
+    return parser
+
+
+def facts(options: argparse.Namespace, threads: int, **others: Any) -> dict[str, Any]:
+    """Return the machine and what made a benchmark's rows, as its JSON has them."""
+    return {
+        "machine": asdict(machine_facts(threads)) | {"busy": os.getloadavg()[0]},
+        "config": {
+            "command": command(sys.argv),
+            "rounds": options.rounds,
+            **others,
+            "versions": versions(),
+            "commit": commit(),
+            "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        },
+    }
+
+
+def command(arguments: Sequence[str]) -> str:
+    """Return a command for others to repeat: without the paths of this machine, and without where
+    the result went.
+    """
+    program, *rest = arguments
+    words, left_out = ["python", f"benchmarks/{Path(program).name}"], False
+    for word in rest:
+        if left_out:
+            left_out = False
+        elif word == "--json":
+            left_out = True
+        elif not word.startswith("--json="):
+            words.append(Path(word).name if "/" in word else word)
+    for place, word in enumerate(words[:-1]):
+        if word in ("--data", "--work"):
+            words[place + 1] = "FOLDER"
+    return shlex.join(words)
+
+
+def run_alone(script: str, *arguments: str, given: str = "") -> Any:
+    """Run a script in a process of its own, as this one is set up, with `given` on its standard
+    input, and return the JSON that it prints.
+    """
+    places = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
+    done = subprocess.run(
+        [sys.executable, script, *arguments],
+        input=given,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(places)},
+    )
+    return json.loads(done.stdout)
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Show what the user can fix without a traceback, with exit status 2."""
+    try:
+        yield
+    except UserError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(2)
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Give torch this many threads, for the time being."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,260 @@
+"""How fast students train: the package's loop beside the ordinary one, and what each part brings.
+
+    python benchmarks/training.py --data FOLDER --json benchmarks/results/training.json
+    python benchmarks/training.py --data FOLDER --accuracy --json \
+        benchmarks/results/training-accuracy.json
+
+All loops train the same student (random start, WordPiece of 30,000 entries) with the same loss
+against teacher logits drawn at random, over the same rows, in interleaved rounds. The ordinary loop
+shuffles and pads each batch to its longest text; then one part after the other is switched on. The
+usual way of `nn.LSTM`, packed sequences, is timed too. `--accuracy` trains on gold labels by the
+ordinary loop and by the package's and compares them on test, seed by seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from speed_runs import (
+    Labelled,
+    Row,
+    data_set,
+    fact_row,
+    facts,
+    interleaved,
+    lines,
+    options_parser,
+    rate_rows,
+    read_split,
+    torch_threads,
+    user_errors,
+)
+from tokenizers import Tokenizer
+from training_loops import Loop, Parts, package_epoch, train_ordinarily
+
+from bert_kd.config import StudentConfig
+from bert_kd.data.batches import encode
+from bert_kd.progress import say
+from bert_kd.store import write_json
+from bert_kd.student.model import BiLSTM, Shape
+from bert_kd.student.train import Examples, evaluate, train
+from bert_kd.student.vocabulary import build_tokenizer
+from bert_kd.teacher.model import locate_model
+
+ROWS = 4096
+PACKAGE = "the package's loop"
+ORDINARY, PACKED = "ordinary loop", "ordinary loop, packed"
+LADDER = {
+    ORDINARY: Parts(),
+    "+ buckets": Parts(buckets=True),
+    "+ sparse gradient": Parts(buckets=True, sparse=True),
+    "+ fused AdamW": Parts(buckets=True, sparse=True, fused=True),
+    "+ bf16": Parts(buckets=True, sparse=True, fused=True, bf16=True),
+    PACKED: Parts(packed=True),
+    "all parts, but packed": Parts(packed=True, buckets=True, sparse=True, fused=True),
+}
+"""Each of the first rows has one part more than the row above it."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What the loops of one size learn."""
+
+    config: StudentConfig
+    tokenizer: Tokenizer
+    shape: Shape
+    examples: Examples
+
+
+def student_config(hidden: int) -> StudentConfig:
+    """Return the package's student of this hidden size, the `large` one from 256 on."""
+    sizes = {"size": "large" if hidden >= 256 else "base", "model": {"hidden_size": hidden}}
+    return StudentConfig.model_validate({"name": "student", **sizes})
+
+
+def prepare(
+    config: StudentConfig, train_split: Labelled, chosen: Sequence[int], base: Path | str, seed: int
+) -> Lesson:
+    """Return the lesson over the `chosen` rows, with teacher logits drawn at random."""
+    tokenizer = build_tokenizer(config.vocabulary, train_split.texts, Path(base) / "tokenizer.json")
+    shape = Shape(
+        vocabulary=tokenizer.get_vocab_size(),
+        embedding=config.embedding.size,
+        hidden=config.model.hidden_size,
+        layers=config.model.layers,
+        pooling=config.model.pooling,
+        dense=config.model.dense,
+        classes=train_split.classes,
+        dropout=config.model.dropout,
+    )
+    drawn = np.random.default_rng(seed).normal(size=(len(chosen), shape.classes))
+    examples = Examples(
+        encode(tokenizer, [train_split.texts[row] for row in chosen]),
+        None,
+        train_split.labels[list(chosen)],
+        drawn.astype(np.float32),
+    )
+    return Lesson(config, tokenizer, shape, examples)
+
+
+# --- speed -------------------------------------------------------------------------------------
+
+
+def measure_speed(lesson: Lesson, rounds: int, minutes: float | None) -> list[Row]:
+    """Return the examples per second of all loops, compared with the ordinary one."""
+    config, shape, examples = lesson.config, lesson.shape, lesson.examples
+    loops = {name: Loop(config, shape, examples, parts, 1) for name, parts in LADDER.items()}
+    epochs = dict.fromkeys(loops, 0)
+
+    def turn(name: str) -> float:
+        epochs[name] += 1  # each time other batches
+        return len(examples) / loops[name].epoch(epochs[name])
+
+    turns = {name: lambda name=name: turn(name) for name in loops}
+    for precision in ("fp32", "bf16"):
+        training = config.training.model_copy(update={"precision": precision})
+        mine = config.model_copy(update={"training": training})
+        turns[f"{PACKAGE}, {precision}"] = lambda mine=mine: (
+            len(examples) / package_epoch(mine, shape, examples, 1)
+        )
+    what = f"training, H = {shape.hidden}"
+    found = interleaved(turns, rounds, minutes=minutes, what=what)
+    return rate_rows(found, f"h{shape.hidden}.examples_per_second")
+
+
+# --- accuracy ----------------------------------------------------------------------------------
+
+
+def measure_accuracy(lesson: Lesson, folder: Path, seeds: int, epochs: int) -> list[Row]:
+    """Return accuracy on test and seconds of both loops, means over seeds, and the mean difference
+    by seed with its standard error.
+    """
+    validation, test = (
+        _examples(lesson.tokenizer, read_split(folder, split)) for split in ("validation", "test")
+    )
+    accuracies: dict[str, list[float]] = {ORDINARY: [], PACKAGE: []}
+    seconds: dict[str, list[float]] = {ORDINARY: [], PACKAGE: []}
+    for seed in range(1, seeds + 1):
+        loop = Loop(lesson.config, lesson.shape, lesson.examples, Parts(), seed)
+        seconds[ORDINARY].append(train_ordinarily(loop, validation, epochs))
+        accuracies[ORDINARY].append(evaluate(loop.model, test)["accuracy"])
+        torch.manual_seed(seed)
+        model = BiLSTM(lesson.shape)
+        with tempfile.TemporaryDirectory() as aside:
+            found = train(
+                lesson.config,
+                model,
+                lesson.examples,
+                validation,
+                Path(aside),
+                seed=seed,
+                name=f"seed {seed}",
+                fingerprint="",
+            )
+        seconds[PACKAGE].append(found["seconds"])
+        accuracies[PACKAGE].append(evaluate(model, test)["accuracy"])
+        say(f"seed {seed}: {accuracies[ORDINARY][-1]:.4f} and {accuracies[PACKAGE][-1]:.4f}")
+    size = f"h{lesson.shape.hidden}"
+    rows = rate_rows(seconds, f"{size}.seconds")
+    for name, values in accuracies.items():
+        rows.append(fact_row(name, f"{size}.accuracy", statistics.mean(values)))
+    differences = [
+        mine - theirs
+        for mine, theirs in zip(accuracies[PACKAGE], accuracies[ORDINARY], strict=True)
+    ]
+    rows.append(fact_row(PACKAGE, f"{size}.accuracy_difference", statistics.mean(differences)))
+    if seeds > 1:
+        error = statistics.stdev(differences) / seeds**0.5
+        rows.append(fact_row(PACKAGE, f"{size}.accuracy_difference_error", error))
+    return rows
+
+
+def _examples(tokenizer: Tokenizer, split: Labelled) -> Examples:
+    return Examples(encode(tokenizer, split.texts), None, split.labels)
+
+
+# --- the command -------------------------------------------------------------------------------
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the options of the command line."""
+    parser = options_parser(__doc__)
+    parser.add_argument("--hidden", type=int, nargs="+", default=[256, 128], metavar="H")
+    parser.add_argument(
+        "--rows", type=int, help="of train, drawn at random; else 4096, of --accuracy all"
+    )
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--model", default="offline", help="whose WordPiece is pruned")
+    parser.add_argument("--accuracy", action="store_true", help="compare accuracy, not speed")
+    parser.add_argument("--seeds", type=int, default=3, help="with --accuracy")
+    parser.add_argument("--epochs", type=int, default=8, help="with --accuracy")
+    return parser.parse_args(arguments)
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the benchmark's JSON."""
+    usual = "trec" if options.accuracy else "sst2"
+    name, folder = data_set(options.data, options.set, usual)
+    split = read_split(folder, "train")
+    chosen = np.random.default_rng(17).permutation(len(split))
+    chosen = chosen[: options.rows or (len(split) if options.accuracy else ROWS)]
+    rows: list[Row] = []
+    sizes = {}
+    for hidden in options.hidden:
+        config = student_config(hidden)
+        changes: dict[str, object] = {"batch_size": options.batch_size}
+        if options.accuracy:
+            changes["epochs"] = options.epochs
+            gold = config.loss.model_copy(update={"hard_weight": 1.0, "soft_weight": 0.0})
+            config = config.model_copy(update={"loss": gold})
+        training = config.training.model_copy(update=changes)
+        config = config.model_copy(update={"training": training})
+        lesson = prepare(config, split, chosen.tolist(), locate_model(options.model), 17)
+        lengths = lesson.examples.lengths
+        sizes[f"h{hidden}"] = {
+            "vocabulary": lesson.shape.vocabulary,
+            "embedding": lesson.shape.embedding,
+            "tokens_mean": float(lengths.mean()),
+            "tokens_longest": int(lengths.max()),
+        }
+        rows += (
+            measure_accuracy(lesson, folder, options.seeds, options.epochs)
+            if options.accuracy
+            else measure_speed(lesson, options.rounds, options.minutes)
+        )
+    made = facts(
+        options,
+        options.threads,
+        benchmark="training-accuracy" if options.accuracy else "training",
+        set=name,
+        rows=len(chosen),
+        batch_size=options.batch_size,
+        sizes=sizes,
+        seeds=options.seeds if options.accuracy else None,
+        epochs=options.epochs if options.accuracy else None,
+    )
+    return made | {"rows": rows}
+
+
+def main() -> None:
+    """Measure, print a line per value, and write the JSON file where asked."""
+    options = parse()
+    with user_errors(), torch_threads(options.threads):
+        found = measure(options)
+        sys.stdout.write("".join(f"{line}\n" for line in lines(found["rows"])))
+        if options.json:
+            write_json(options.json, found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""The training and caching benchmarks: the loops are the same student, and the commands run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import caching
+import caching_memory
+import numpy as np
+import pytest
+import speed_docs
+import speed_runs
+import torch
+import training
+from training_loops import Loop, PackedBiLSTM, Parts
+
+from bert_kd.store import write_json
+from bert_kd.student.model import BiLSTM, Shape
+
+SHAPE = Shape(30, 6, 5, 1, "max", 4, 3)
+
+
+def copied(model: BiLSTM) -> PackedBiLSTM:
+    """Return the packed student with the weights of `model`."""
+    packed = PackedBiLSTM(model.shape)
+    own = model.state_dict()
+    for number, layer in enumerate(packed.layers):
+        for side, suffix in (("rightward", ""), ("leftward", "_reverse")):
+            for name in ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"):
+                value = own.pop(f"layers.{number}.{side}.{name}")
+                getattr(layer, name + suffix).data.copy_(value)
+    lacking = packed.load_state_dict(own, strict=False).missing_keys
+    assert all(name.startswith("layers.") for name in lacking)
+    return packed
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_the_packed_student_is_the_same_student(layers: int):
+    torch.manual_seed(1)
+    model = BiLSTM(Shape(30, 6, 5, layers, "max", 4, 3)).eval()
+    ids = torch.randint(2, 30, (3, 7))
+    lengths = torch.tensor([7, 2, 4])
+    with torch.inference_mode():
+        expected = model(ids, lengths).logits
+        found = copied(model).eval()(ids, lengths).logits
+    assert torch.allclose(expected, found, atol=1e-6)
+
+
+def lesson(tiny_bert: Path, rows: int = 24) -> training.Lesson:
+    split = speed_runs.read_split(speed_runs.HELPDESK, "train")
+    config = training.student_config(8)
+    return training.prepare(config, split, range(rows), tiny_bert, 1)
+
+
+def test_loops_of_all_parts_learn_alike(tiny_bert):
+    """But for the moments of rows that a batch does not touch, all loops take the same steps."""
+    prepared = lesson(tiny_bert)
+    torch.manual_seed(0)
+    config = prepared.config.model_copy(
+        update={"model": prepared.config.model.model_copy(update={"dropout": 0.0})}
+    )
+    shape = Shape(**{**vars(prepared.shape), "dropout": 0.0})
+    steps = {}
+    for name, parts in {"dense": Parts(), "sparse": Parts(sparse=True, fused=True)}.items():
+        loop = Loop(config, shape, prepared.examples, parts, 1)
+        before = loop.model.state_dict()["layers.0.rightward.weight_hh_l0"].clone()
+        loop.epoch(0)
+        after = loop.model.state_dict()["layers.0.rightward.weight_hh_l0"]
+        steps[name] = after - before
+    assert steps["dense"].abs().max() > 0
+    assert torch.allclose(steps["dense"], steps["sparse"], atol=1e-5)
+
+
+def test_clipping_counts_sparse_rows_once(tiny_bert):
+    prepared = lesson(tiny_bert)
+    loop = Loop(prepared.config, prepared.shape, prepared.examples, Parts(sparse=True), 1)
+    ids = torch.tensor([[5, 5, 5]])
+    loss = 1000 * loop.model(ids, torch.tensor([3])).logits.sum()
+    loss.backward()
+    loop._clip()
+    norms = [
+        (value.grad._values() if value.grad.is_sparse else value.grad).norm()
+        for value in loop.model.parameters()
+        if value.grad is not None
+    ]
+    assert loop.model.embedding.weight.grad._values().shape[0] == 1
+    assert torch.stack(norms).norm() == pytest.approx(loop.config.training.clip, rel=1e-4)
+
+
+def run(module, options: list[str], results: Path, name: str) -> dict:
+    found = module.measure(module.parse(options))
+    write_json(results / f"{name}.json", found)
+    assert found["config"]["benchmark"] == name and found["machine"]["cores"] > 0
+    assert all(set(row) >= {"system", "metric", "value", "ratio"} for row in found["rows"])
+    return found
+
+
+def test_training_runs_to_the_document(tiny_bert, tmp_path):
+    few = ["--set", "helpdesk", "--model", str(tiny_bert), "--hidden", "8"]
+    found = run(training, [*few, "--rows", "32", "--rounds", "1"], tmp_path, "training")
+    systems = [row["system"] for row in found["rows"]]
+    assert systems[: len(training.LADDER)] == list(training.LADDER)
+    assert f"{training.PACKAGE}, fp32" in systems
+    assert all(row["value"] > 0 for row in found["rows"])
+    more = [*few, "--rows", "32", "--accuracy", "--seeds", "2", "--epochs", "1"]
+    found = run(training, more, tmp_path, "training-accuracy")
+    accuracy = speed_runs.value_of(found["rows"], training.PACKAGE, "h8.accuracy")
+    assert accuracy is not None and 0 <= accuracy <= 1
+    speed_docs.write_docs(tmp_path, tmp_path / "docs" / "speed.md")
+    page = (tmp_path / "docs" / "speed.md").read_text(encoding="utf-8")
+    assert "| + sparse gradient |" in page and "Difference in points" in page
+    assert (tmp_path / "docs" / "speed" / "training.svg").read_text().startswith("<?xml")
+
+
+def test_caching_runs_to_the_document(tiny_bert, tmp_path, monkeypatch):
+    monkeypatch.setitem(caching.MATMUL_SIZE, "cpu", 32)
+    monkeypatch.setattr(caching, "LENGTH", 48)
+    few = ["--set", "helpdesk", "--model", str(tiny_bert), "--texts", "24", "--rounds", "1"]
+    rows = run(caching, few, tmp_path, "caching")["rows"]
+    largest = speed_runs.value_of(rows, "sorted, fp32", "largest_difference")
+    rounded = speed_runs.value_of(rows, "sorted, bf16", "largest_difference")
+    assert largest is not None and rounded is not None and largest < 1e-5 < rounded
+    assert speed_runs.value_of(rows, "sorted, fp32", "same_class") == 1.0
+    rows = run(caching, [*few, "--freezing"], tmp_path, "caching-freezing")["rows"]
+    assert speed_runs.value_of(rows, "head alone, states cached", "bytes_a_text") > 0
+    speed_docs.write_docs(tmp_path, tmp_path / "docs" / "speed.md")
+    page = (tmp_path / "docs" / "speed.md").read_text(encoding="utf-8")
+    assert "| sorted, bf16 |" in page and "| head alone, states cached |" in page
+
+
+def test_operations_are_counted_by_hand(tiny_bert, monkeypatch):
+    monkeypatch.setattr(caching, "LENGTH", 48)
+    teacher = caching.make_teacher(str(tiny_bert), None, ["a", "b"])
+    hidden = 32  # one layer: four square products and two of four times the width
+    weights = 4 * hidden**2 + 2 * 4 * hidden**2
+    expected = 2 * weights * 7 + 4 * hidden * (9 + 16)
+    assert caching.operations(teacher, np.array([3, 4])) == expected
+
+
+def test_synthetic_rows_are_distinct_and_as_many_as_asked_for():
+    batches = list(caching_memory.synthetic_rows(caching_memory.ROWS_AT_ONCE + 5))
+    assert [len(rows) for rows in batches] == [caching_memory.ROWS_AT_ONCE, 5]
+    assert len({text for rows in batches for text in rows.texts}) == len(batches[0]) + 5
+
+
+@pytest.mark.slow
+def test_memory_is_measured_in_a_process_of_its_own(tmp_path):
+    rows = run(caching, ["--memory", "300"], tmp_path, "caching-memory")["rows"]
+    assert speed_runs.value_of(rows, "300 rows", "peak_bytes") > 1e6
+    speed_docs.write_docs(tmp_path, tmp_path / "docs" / "speed.md")
+    assert "| 300 rows |" in (tmp_path / "docs" / "speed.md").read_text(encoding="utf-8")
