@@ -177,7 +177,8 @@ def test_a_missing_extra_is_named_with_its_install_line(capsys, finished: Config
         "import sys\n"
         "sys.modules['onnxruntime'] = None\n"
         "from bert_kd.cli import main\n"
-        f"main(['predict', '-b', {str(finished.run / 'bundles' / 'base')!r}, '--text', 'x'])\n"
+        f"main(['predict', '-b', {str(finished.run / 'bundles' / 'base')!r}, '--text', 'x', "
+        "'--engine', 'onnx'])\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2

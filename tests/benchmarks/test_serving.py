@@ -1,0 +1,155 @@
+"""The benchmarks of the server and of files, from a small bundle to the document."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import socket
+import sys
+import threading
+from pathlib import Path
+from types import ModuleType
+
+import bulk
+import pytest
+import serving_docs
+import serving_load
+from serving_load import Load, Told
+from small_students import TEXTS, make_bundle
+
+from bert_kd.errors import UserError
+from bert_kd.runtime.predictor import load
+from bert_kd.store import write_json
+
+
+def benchmark() -> ModuleType:
+    """Import benchmarks/serving.py, whose name a module of the server's tests has, too."""
+    path = Path(serving_docs.__file__).with_name("serving.py")
+    spec = importlib.util.spec_from_file_location("benchmark_serving", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # data classes look themselves up there
+    spec.loader.exec_module(module)
+    return module
+
+
+serving = benchmark()
+SERVER, POOL = serving.SERVER, serving.POOL
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return make_bundle(tmp_path_factory.mktemp("benchmark"))
+
+
+@pytest.fixture
+def answering():
+    """A server of one thread a connection that answers each request with its own body, in pieces,
+    and every tenth with status 429.
+    """
+    listener = socket.create_server(("127.0.0.1", 0))
+    asked = []
+
+    def answer(client):
+        with client:
+            data = b""
+            while piece := client.recv(65536):
+                data += piece
+                _, size = serving_load.split(b"HTTP/1.1 200 " + data)
+                size -= len(b"HTTP/1.1 200 ")
+                if size <= 0 or len(data) < size:
+                    continue
+                body, data = data[data.index(b"\r\n\r\n") + 4 : size], data[size:]
+                asked.append(body)
+                status = b"429 Busy" if len(asked) % 10 == 0 else b"200 OK"
+                head = b"HTTP/1.1 %s\r\nContent-Length: %d\r\n\r\n" % (status, len(body))
+                client.sendall(head[:9])
+                client.sendall(head[9:] + body)
+
+    def accept():
+        while True:
+            try:
+                client, _ = listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=answer, args=(client,), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    yield listener.getsockname()[1], asked
+    listener.close()
+
+
+def test_the_load_asks_everything_and_keeps_every_answer(answering):
+    port, asked = answering
+    bodies = [json.dumps({"inputs": text}) for text in (*TEXTS, "long " * 100_000)]
+    told = serving_load.run(Load(port, 3, 0.3, bodies))
+    assert {body for _, body, _ in told.answers} == set(bodies)
+    assert all(body == bodies[place] for place, body, _ in told.answers)
+    assert sum(times for _, _, times in told.answers) == told.answered
+    # What was on its way at the end is waited for, and not counted.
+    assert len(asked) - 3 < told.answered + told.others["429"] <= len(asked)
+    assert 0 < told.p50_ms <= told.p99_ms and told.seconds >= 0.3
+
+
+def test_percentiles():
+    values = [float(value) for value in range(100)]
+    assert serving_load.percentile(values, 0.5) == 50.0
+    assert serving_load.percentile(values, 0.99) == 99.0
+    assert serving_load.percentile([7.0], 0.99) == 7.0
+
+
+def test_a_wrong_answer_is_found(bundle):
+    predictor = load(bundle, threads=1)
+    right = [predictor(text)[0] for text in TEXTS]
+
+    def counted(answers: list[object], asked: list[int]) -> int:
+        compared = serving.Compared.of(predictor, TEXTS)
+        told = Told(2, {}, 1.0, 1.0, 1.0, 0.0, [(0, json.dumps(answers), 2)])
+        compared.add(told, [asked])
+        assert compared.answers == 2 * len(asked)
+        return compared.wrong
+
+    assert counted(right, [*range(len(TEXTS))]) == 0
+    assert counted(right[:2][::-1], [0, 1]) == 4  # in another order
+    assert counted([{**right[0], "label": "other"}], [0]) == 2
+    assert counted([{**right[0], "score": right[0]["score"] - 0.01}], [0]) == 2
+    assert counted(right[:1], [0, 1]) == 4
+
+
+@pytest.mark.slow
+def test_the_server_beside_the_ordinary_way(bundle, tmp_path):
+    pytest.importorskip("fastapi", reason="FastAPI is not installed")
+    command = ["--bundle", str(bundle), "--rounds", "1", "--seconds", "0.3", "--connections", "2"]
+    command += ["--systems", SERVER, POOL, "--memory-minutes", "0", "--texts", "20"]
+    options = serving.parse([*command, "--bulk-texts", "50"])
+    *_, found = serving.measure(options)
+    write_json(tmp_path / "serving.json", found)
+    serving_docs.write_docs(tmp_path, tmp_path / "docs" / "serving.md")
+    page = (tmp_path / "docs" / "serving.md").read_text()
+    assert f"| {SERVER} |" in page and f"| {POOL} |" in page
+    assert "| of them wrong | 0 |" in page
+    compared = next(row for row in found["rows"] if row["metric"] == "answers_compared")
+    assert compared["value"] > 20
+
+
+def test_a_server_that_does_not_start_is_told():
+    with pytest.raises(UserError, match="no such place"):
+        with serving.served("-c", "raise SystemExit('no such place')"):
+            pass
+
+
+@pytest.mark.slow
+def test_a_file_beside_its_texts_in_memory(bundle, tmp_path):
+    command = ["--bundle", str(bundle), "--threads", "1", "--rows", "2000", "--rounds", "1"]
+    *_, found = bulk.measure(bulk.parse([*command, "--long-rows", "60000"]))
+    write_json(tmp_path / "bulk.json", found)
+    serving_docs.write_docs(tmp_path, tmp_path / "serving.md")
+    page = (tmp_path / "serving.md").read_text()
+    assert "| rows missing, out of place or wrong | 0 |" in page
+    resumed = next(row for row in found["rows"] if row["metric"] == "long.resumed_rows")
+    assert 0 < resumed["value"] < 60_000
+
+
+def test_without_results_the_document_says_what_to_do(tmp_path):
+    with pytest.raises(UserError, match="benchmarks/serving.py"):
+        serving_docs.write_docs(tmp_path, tmp_path / "serving.md")
