@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from bert_kd import cli_logits, provenance, stages
+from bert_kd import cli_logits, cli_serve, provenance, stages
 from bert_kd.cli_output import AsJson, print_out, print_result
 from bert_kd.config import Config
 from bert_kd.config_file import load_config
@@ -263,7 +263,9 @@ def run(
 
 
 Bundle = Annotated[Path, typer.Option("--bundle", "-b", help="Folder of an exported student.")]
-Engine = Annotated[Literal["auto", "onnx"], typer.Option(help="What computes the answers.")]
+Engine = Annotated[
+    Literal["auto", "native", "onnx"], typer.Option(help="What computes the answers.")
+]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; none given: all.", min=1)]
 
 
@@ -336,17 +338,4 @@ def _answer(
     print_result(answers, as_json, lines)
 
 
-@app.command("serve", rich_help_panel="Using a student")
-def serve(
-    bundle: Annotated[
-        list[Path],
-        typer.Option("--bundle", "-b", help="Folder of an exported student; repeatable."),
-    ],
-    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen at.", min=0, max=65535)] = 8000,
-    threads: Threads = None,
-) -> None:
-    """07: answer POST /predict over HTTP, with a page at /."""
-    from bert_kd.serve.app import serve as start
-
-    start(bundle, host=host, port=port, threads=threads)
+app.command("serve", rich_help_panel="Using a student")(cli_serve.serve)

@@ -1,323 +1,403 @@
-"""Answers over HTTP: the endpoints, their errors, and the server that listens.
+"""The endpoints: a request to a response, without a socket.
 
-    POST /predict   {"inputs": …, "top_k": …} → what the predictor answers to the same arguments
-    GET  /health    whether it answers at all
-    GET  /info      the bundles: labels, engine, sizes
-    GET  /          a page to try them on
+    POST /predict        {"inputs": …, "top_k": …} → what the predictor answers to the same
+    POST /               {"inputs": …, "parameters": …} → as Hugging Face's inference API, by the
+    POST /models/NAME    first model, or by this one
+    GET  /health         whether it answers at all
+    GET  /ready          whether it takes new requests
+    GET  /info           bundles, limits, version
+    GET  /metrics        Prometheus' metrics
+    GET  /docs           the API as a page; /openapi.json as a document
+    GET  /               a page to try them on
 
 Every error is JSON, `{"error": what to do, "error_type": a word for programs}`. Not here: how texts
-become answers (`bert_kd.runtime.predictor`).
+become answers (`bert_kd.runtime.predictor`), and sockets (`connection.py`).
 """
 
 from __future__ import annotations
 
-import socket
-import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import asyncio
+import math
+import traceback
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from time import perf_counter
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from msgspec import UNSET, UnsetType
 
 import bert_kd
-from bert_kd.errors import BundleError, MissingExtra, UserError, nearest
-from bert_kd.progress import say
-from bert_kd.runtime.predictor import UNSET, Predictor, load
-
-try:
-    from fastapi import FastAPI, Request
-    from fastapi.exceptions import RequestValidationError
-    from fastapi.responses import HTMLResponse, JSONResponse
-    from starlette.exceptions import HTTPException
-except ModuleNotFoundError:
-    raise MissingExtra("fastapi", "serve") from None
+from bert_kd.errors import nearest
+from bert_kd.serve import answers, openapi, wire
+from bert_kd.serve.batcher import Job
+from bert_kd.serve.connection import JSON, Reply, Request, Response
+from bert_kd.serve.keys import CHALLENGE, Keys
+from bert_kd.serve.limits import Limits
+from bert_kd.serve.logs import Log
+from bert_kd.serve.metrics import CONTENT_TYPE, Metrics
+from bert_kd.serve.models import Model, Models
+from bert_kd.serve.tracing import Trace
+from bert_kd.serve.wire import Question, Refusal, Transform
 
 PAGE = Path(__file__).parent / "page" / "index.html"
+HTML = b"text/html; charset=utf-8"
 PAGE_POLICY = (
-    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-    "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'"
+    b"default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    b"connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'"
 )
-BACKLOG = 2048
-"""Connections that wait to be accepted."""
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+ENDPOINTS = ("predict", "inference", "health", "ready", "info", "metrics", "docs", "page", "other")
+"""As metrics name them."""
+COUNTED_CHARACTERS = 4096
+"""Texts up to so many are counted in tokens on the event loop, where `truncate` is false."""
+
+Answered = Callable[[Job], bytes]
+Get = Callable[[], Response]
 
 
-class Strict(BaseModel):
-    """Unknown fields and values of another type are refused."""
+class App:
+    """Answers requests with the models; all its methods are for the event loop's thread."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    def __init__(
+        self,
+        models: Models,
+        loop: asyncio.AbstractEventLoop,
+        executor: Executor,
+        *,
+        limits: Limits,
+        keys: Keys,
+        metrics: Metrics,
+        log: Log,
+        workers: int = 1,
+        log_requests: bool = True,
+        log_texts: bool = False,
+        trace: Trace | None = None,
+    ) -> None:
+        self.limits = limits
+        self.stopping = False
+        self.in_hand = 0
+        """Requests for answers, those whose body is on the way included."""
+        self._models = models
+        self._loop = loop
+        self._executor = executor
+        self._keys = keys
+        self._metrics = metrics
+        self._log = log
+        self._workers = workers
+        self._log_requests = log_requests
+        self._log_texts = log_texts
+        self._trace = trace
+        self._predict_reader = wire.Reader(wire.PredictRequest)
+        self._inference_reader = wire.Reader(wire.InferenceRequest)
+        document = openapi.document(models.names, bool(keys))
+        policy = (b"content-security-policy", PAGE_POLICY)
+        page = Response(200, PAGE.read_bytes(), HTML, (policy,))
+        docs = Response(200, openapi.page(document).encode(), HTML, (policy,))
+        schema = Response(200, wire.encode(document))
+        self._gets: Mapping[str, tuple[str, Get]] = {
+            "/": ("page", lambda: page),
+            "/docs": ("docs", lambda: docs),
+            "/openapi.json": ("docs", lambda: schema),
+            "/health": ("health", lambda: Response(200, b'{"status":"ok"}')),
+            "/ready": ("ready", self._ready),
+            "/info": ("info", self._info),
+            "/metrics": ("metrics", self._render),
+        }
 
+    # --- before the body -----------------------------------------------------------------------
 
-class Pair(Strict):
-    """A text or, with `text_pair`, a pair of texts."""
+    def admit(self, request: Request) -> None:
+        """Look at a request whose headers have arrived. Raises Refusal: its body is not read."""
+        path, method = request.path, request.method
+        posts = path in ("/predict", "/") or path.startswith("/models/")
+        gets = self._gets.get(path)
+        if posts:
+            request.label = "predict" if path == "/predict" else "inference"
+        if gets is not None and method != "POST":
+            request.label = gets[0]
+        if path not in ("/health", "/ready") and not self._keys.allow(
+            request.headers.get(b"authorization")
+        ):
+            raise Refusal(
+                401,
+                "unauthorized",
+                "the API key is missing or wrong: send the header Authorization: Bearer KEY",
+                {b"www-authenticate": CHALLENGE},
+            )
+        if not posts and gets is None:
+            raise Refusal(
+                404, "not_found", "there is nothing at this path; /docs lists what there is"
+            )
+        allowed = (["GET", "HEAD"] if gets is not None else []) + (["POST"] if posts else [])
+        if method not in allowed:
+            raise Refusal(
+                405,
+                "method_not_allowed",
+                f"this path answers {', '.join(allowed)} alone",
+                {b"allow": ", ".join(allowed).encode()},
+            )
+        if method == "POST":
+            self._admit_post(request)
 
-    text: str
-    text_pair: str | None = None
+    def _admit_post(self, request: Request) -> None:
+        kind = request.headers.get(b"content-type", b"")
+        if kind != JSON and kind.partition(b";")[0].strip().lower() != JSON:
+            raise Refusal(
+                415,
+                "unsupported_media_type",
+                "send the body as JSON, with the header content-type: application/json",
+            )
+        if self.in_hand >= self.limits.concurrent_requests:
+            raise _overloaded(f"{self.in_hand} requests are in hand")
+        self.in_hand += 1
+        request.admitted = True
 
+    # --- answers -------------------------------------------------------------------------------
 
-def _kind(value: Any) -> str | None:
-    """Return which kind of input a value is, or None where it is none."""
-    if isinstance(value, str):
-        return "<text>"
-    if isinstance(value, dict | Pair):
-        return "<pair>"
-    return "<list>" if isinstance(value, list) else None
+    def handle(self, request: Request, reply: Reply) -> None:
+        """Answer a request: calls `reply`, now or later, once."""
+        try:
+            if request.method != "POST":
+                reply(self._gets[request.path][1]())
+            elif request.path == "/predict":
+                self._predict(request, reply)
+            else:
+                self._inference(request, reply)
+        except Refusal as refusal:
+            reply(self.refuse(refusal))
+        except Exception as error:
+            reply(self._fail(request, error))
 
+    def refuse(self, refusal: Refusal) -> Response:
+        """Return the response to a request that is not answered."""
+        failure = wire.Failure(refusal.message, refusal.kind)
+        return Response(refusal.status, wire.encode(failure), JSON, tuple(refusal.headers.items()))
 
-def _kind_in_list(value: Any) -> str | None:
-    kind = _kind(value)
-    return kind if kind != "<list>" else None
-
-
-_PAIR_SHAPE = '{"text": "…", "text_pair": "…"}'
-Single = Annotated[
-    Annotated[str, Tag("<text>")] | Annotated[Pair, Tag("<pair>")],
-    Discriminator(
-        _kind_in_list,
-        custom_error_type="input_type",
-        custom_error_message=f"must be a text or {_PAIR_SHAPE}",
-    ),
-]
-Inputs = Annotated[
-    Annotated[str, Tag("<text>")]
-    | Annotated[Pair, Tag("<pair>")]
-    | Annotated[list[Single], Tag("<list>")],
-    Discriminator(
-        _kind,
-        custom_error_type="input_type",
-        custom_error_message=f"must be a text, {_PAIR_SHAPE}, or a list of these",
-    ),
-]
-
-
-class PredictRequest(Strict):
-    """What to answer."""
-
-    inputs: Inputs
-    """A text, a pair, or a list of these."""
-    top_k: Annotated[int, Field(ge=1)] | None = None
-    """How many labels for each input, best first; null: all; not given: the best one alone."""
-    model: str | None = None
-    """Name of the bundle, where several are served; null: the first."""
-
-
-class Answer(BaseModel):
-    """A label and its probability."""
-
-    label: str
-    score: float
-
-
-ErrorType = Literal[
-    "invalid_json", "invalid_request", "not_found", "method_not_allowed", "http_error", "internal"
-]
-
-
-class Failure(BaseModel):
-    """What went wrong, for people and for programs."""
-
-    error: str
-    error_type: ErrorType
-
-
-Answers = Answer | list[Answer] | list[list[Answer]]
-
-
-def create_app(predictors: Mapping[str, Predictor]) -> FastAPI:
-    """Return the application that answers with these predictors; the first is the default."""
-    if not predictors:
-        raise BundleError("there is no bundle to serve: give at least one")
-    default = next(iter(predictors))
-    page = PAGE.read_text(encoding="utf-8")
-    app = FastAPI(
-        title="bert_kd",
-        version=bert_kd.__version__,
-        description="Text classification with distilled students.",
-        docs_url=None,  # FastAPI's pages load their scripts from elsewhere
-        redoc_url=None,
-        exception_handlers={
-            RequestValidationError: _on_invalid_request,
-            HTTPException: _on_http_error,
-            UserError: _on_user_error,
-            Exception: _on_bug,
-        },
-    )
-
-    # Plain functions: they run in threads, and the engine computes without Python's lock.
-    @app.post(
-        "/predict",
-        response_model=Answers,
-        responses={status: {"model": Failure} for status in (400, 404, 422, 500)},
-    )
-    def predict(request: PredictRequest) -> JSONResponse:
+    def _predict(self, request: Request, reply: Reply) -> None:
         """Answer in the shapes of transformers' text-classification pipeline."""
-        start = time.perf_counter()
-        name = request.model if request.model is not None else default
-        if name not in predictors:
-            return _failure(
+        body = self._predict_reader.read(request.body)
+        model = self._model(self._models.default if body.model is None else body.model)
+        question = wire.read_inputs(body.inputs, model.pair, model.name)
+        transform: Transform = "none" if body.raw_scores else "softmax"
+        labels = model.labels
+        top_k = body.top_k
+        mapping = isinstance(body.inputs, wire.Pair)
+
+        def write(job: Job) -> bytes:
+            assert job.logits is not None
+            if top_k is UNSET and not question.listed:
+                found = answers.best(job.logits, labels, transform)
+                return wire.encode(found[0] if mapping else found)
+            count = None if isinstance(top_k, UnsetType) else top_k
+            ranked = answers.ranked(job.logits, labels, count, transform)
+            return wire.encode(ranked[0] if question.single else ranked)
+
+        self._answer(request, reply, model, question, write, body.truncate)
+
+    def _inference(self, request: Request, reply: Reply) -> None:
+        """Answer in the shape of Hugging Face's inference API: of each input all labels."""
+        body = self._inference_reader.read(request.body)
+        named = request.path.removeprefix("/models/")
+        model = self._model(self._models.default if request.path == "/" else named)
+        question = wire.read_inputs(body.inputs, model.pair, model.name)
+        parameters = body.parameters or wire.Parameters()
+        transform = parameters.function_to_apply or "softmax"
+        labels = model.labels
+
+        def write(job: Job) -> bytes:
+            assert job.logits is not None
+            return wire.encode(answers.ranked(job.logits, labels, parameters.top_k, transform))
+
+        self._answer(request, reply, model, question, write, truncate=True)
+
+    def _model(self, name: str) -> Model:
+        if name not in self._models:
+            known = self._models.names
+            raise Refusal(
                 404,
                 "not_found",
-                f"there is no model {ascii(name)}{nearest(name, predictors)}; served: "
-                f"{', '.join(predictors)}",
+                f"there is no model {ascii(name):.80}{nearest(name, known)}; served: "
+                f"{', '.join(known)}",
             )
-        top_k = request.top_k if "top_k" in request.model_fields_set else UNSET
-        answers = predictors[name](_plain(request.inputs), top_k=top_k)
-        milliseconds = 1e3 * (time.perf_counter() - start)
-        return JSONResponse(answers, headers={"Server-Timing": f"predict;dur={milliseconds:.3f}"})
+        return self._models[name]
 
-    @app.get("/health")
-    def health() -> dict[str, str]:
-        """Say that the server answers."""
-        return {"status": "ok"}
-
-    @app.get("/info")
-    def info() -> dict[str, Any]:
-        """Return the bundles served, the default one first."""
-        described = [describe(name, predictor) for name, predictor in predictors.items()]
-        return {"version": bert_kd.__version__, "bundles": described}
-
-    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
-    def index() -> HTMLResponse:
-        """Return the page."""
-        return HTMLResponse(page, headers={"Content-Security-Policy": PAGE_POLICY})
-
-    return app
-
-
-def describe(name: str, predictor: Predictor) -> dict[str, Any]:
-    """Return a bundle's facts for `/info`."""
-    bundle = predictor.bundle
-    truncation = predictor.tokenizer.truncation
-    return {
-        "name": name,
-        "labels": list(bundle.labels),
-        "pair": bundle.pair,
-        "engine": predictor.engine.name,
-        "max_tokens": truncation["max_length"] if truncation else None,
-        "parameters": bundle.parameters,
-        "bytes": bundle.bytes,
-        "created": bundle.created,
-    }
-
-
-def _plain(inputs: str | Pair | list[Any]) -> Any:
-    """Return checked inputs as the predictor takes them."""
-    if isinstance(inputs, list):
-        return [_plain(item) for item in inputs]
-    return inputs if isinstance(inputs, str) else inputs.model_dump(exclude_none=True)
-
-
-def _failure(status: int, kind: ErrorType, message: str) -> JSONResponse:
-    return JSONResponse(Failure(error=message, error_type=kind).model_dump(), status)
-
-
-async def _on_invalid_request(request: Request, error: RequestValidationError) -> JSONResponse:
-    """Name the first fields that are wrong; the values sent are not repeated."""
-    found = error.errors()
-    kind = request.headers.get("content-type", "")
-    if found[0]["type"] == "model_attributes_type" and "json" not in kind:
-        return _failure(
-            422,
-            "invalid_request",
-            "send the body as JSON, with the header content-type: "
-            f"application/json, not {kind or 'without one'}",
+    def _answer(
+        self,
+        request: Request,
+        reply: Reply,
+        model: Model,
+        question: Question,
+        write: Answered,
+        truncate: bool,
+    ) -> None:
+        """Have the question computed, and reply with what `write` makes of its job."""
+        self._check(question)
+        request.texts = len(question.texts)
+        if self._log_texts:
+            self._log.write(
+                "info", "texts", request=request.id.decode(), texts=question.texts,
+                texts_b=question.texts_b,
+            )  # fmt: skip
+        job = Job(
+            question.texts, question.texts_b, partial(self._finish, request, reply, model, write)
         )
-    if found[0]["type"] == "json_invalid":
-        return _failure(400, "invalid_json", f"the body is not JSON: {found[0]['ctx']['error']}")
-    lines = [f"{_field(line['loc'])}: {line['msg']}" for line in found[:3]]
-    more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
-    return _failure(422, "invalid_request", "; ".join(lines) + more)
+        request.work = job
+        if truncate:
+            model.batcher.submit(job)
+        else:
+            self._submit_whole(request, reply, model, job)
 
+    def _submit_whole(self, request: Request, reply: Reply, model: Model, job: Job) -> None:
+        """Submit a job whose texts may not be cut, once their tokens are counted."""
 
-def _field(place: Sequence[str | int]) -> str:
-    """Return a field's place as one writes it: `inputs[3].text_pair`."""
-    text = ""
-    for part in place[1:]:
-        if isinstance(part, int):
-            text += f"[{part}]"
-        elif not part.startswith("<"):  # the kinds of `_kind` are no fields
-            text += f".{part}" if text else part
-    return text or "the body"
+        def counted(too_long: int | None) -> None:
+            if job.cancelled:
+                return
+            if too_long is not None:
+                where = too_long % len(job.texts)
+                reply(
+                    self.refuse(
+                        Refusal(
+                            422,
+                            "invalid_request",
+                            f"inputs[{where}] is longer than the {model.max_tokens} tokens that "
+                            "the model reads: leave truncate out, or shorten it",
+                        )
+                    )
+                )
+                return
+            model.batcher.submit(job)
 
+        texts = [*job.texts, *(job.texts_b or ())]
+        if sum(map(len, texts)) <= COUNTED_CHARACTERS:
+            counted(model.first_too_long(texts))
+            return
 
-async def _on_http_error(_request: Request, error: HTTPException) -> JSONResponse:
-    if error.status_code == 400:
-        # FastAPI's answer to a body that is not UTF-8, or nested too deep.
-        return _failure(400, "invalid_json", "the body cannot be read as JSON")
-    kinds: dict[int, ErrorType] = {404: "not_found", 405: "method_not_allowed"}
-    kind = kinds.get(error.status_code, "http_error")
-    response = _failure(error.status_code, kind, str(error.detail))
-    response.headers.update(error.headers or {})
-    return response
+        def on_thread(done: asyncio.Future[int | None]) -> None:
+            if isinstance(error := done.exception(), Exception):
+                reply(self._fail(request, error))
+            else:
+                counted(done.result())
 
+        future = self._loop.run_in_executor(self._executor, model.first_too_long, texts)
+        future.add_done_callback(on_thread)
 
-async def _on_user_error(_request: Request, error: UserError) -> JSONResponse:
-    return _failure(422, "invalid_request", str(error))
-
-
-async def _on_bug(_request: Request, _error: Exception) -> JSONResponse:
-    # The traceback goes to the server's log, never to the client.
-    return _failure(500, "internal", "the server failed to answer; its log says why")
-
-
-def serve(
-    bundles: Sequence[Path],
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    threads: int | None = None,
-) -> None:
-    """Serve these bundles until interrupted; port 0 takes a free one, and the address is reported.
-
-    `threads`: CPU threads of each model, None: one for each physical core. Raises UserError where
-    the address cannot be listened on, BundleError where a bundle cannot be loaded.
-    """
-    try:
-        import uvicorn
-    except ModuleNotFoundError:
-        raise MissingExtra("uvicorn", "serve") from None
-
-    predictors: dict[str, Predictor] = {}
-    for folder in bundles:
-        predictor = load(folder, threads=threads)
-        name = predictor.bundle.name
-        if name in predictors:
-            raise BundleError(
-                f"two of the bundles are called {name!r}: serve them on two ports, or export one "
-                "under another name"
+    def _check(self, question: Question) -> None:
+        """Raise Refusal where a question is larger than the limits."""
+        limits, count = self.limits, len(question.texts)
+        if count > limits.texts:
+            raise Refusal(
+                413,
+                "payload_too_large",
+                f"{count} texts were given, {limits.texts} are answered at a time: send them in "
+                "several requests",
             )
-        predictors[name] = predictor
-    app = create_app(predictors)
-    with listen(host, port) as listener:
-        shown = f"[{host}]" if ":" in host else host
-        say(f"serving {', '.join(predictors)} at http://{shown}:{listener.getsockname()[1]}/")
-        if host not in LOOPBACK:
-            say("this is not a loopback address: whoever reaches it can use the server")
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
-        with suppress(KeyboardInterrupt):
-            server.run(sockets=[listener])
+        for texts in (question.texts, question.texts_b or ()):
+            if texts and len(longest := max(texts, key=len)) > limits.characters:
+                raise Refusal(
+                    413,
+                    "payload_too_large",
+                    f"inputs[{texts.index(longest)}] has {len(longest)} characters, "
+                    f"{limits.characters} are read at most: shorten it",
+                )
+        if (queued := self._models.queued) and queued + count > limits.queued_texts:
+            raise _overloaded(f"{queued} texts are waiting")
 
-
-def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens at the address. Raises UserError where that is not to be had."""
-    if not 0 <= port < 65536:
-        raise UserError(
-            f"cannot listen at port {port}: give one from 1 to 65535, or 0 for a free one"
-        )
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    def _finish(
+        self, request: Request, reply: Reply, model: Model, write: Answered, job: Job
+    ) -> None:
+        """Reply with a computed job."""
+        if job.error is not None:
+            reply(self._fail(request, job.error))
+            return
         try:
-            listener.bind(address)
-            listener.listen(BACKLOG)
-        except OSError:
-            listener.close()
-            raise
-    except OSError as error:
-        raise UserError(
-            f"cannot listen at {host}, port {port} ({error}): give another --host or --port"
-        ) from None
-    return listener
+            body = write(job)
+        except Exception as error:
+            reply(self._fail(request, error))
+            return
+        self._metrics.add("texts_total", model.name, amount=len(job.texts))
+        queued = job.begun - job.submitted
+        self._metrics.observe("queue_seconds", model.name, value=queued)
+        total = perf_counter() - request.arrived
+        timing = b"predict;dur=%.3f, queue;dur=%.3f, compute;dur=%.3f" % (
+            1e3 * total, 1e3 * queued, 1e3 * (job.done - job.begun),
+        )  # fmt: skip
+        reply(Response(200, body, JSON, ((b"server-timing", timing),)))
+
+    def _fail(self, request: Request, error: Exception) -> Response:
+        """Log a bug with its traceback, which no client sees."""
+        self._log.write(
+            "error", "bug", request=request.id.decode(),
+            traceback="".join(traceback.format_exception(error)),
+        )  # fmt: skip
+        return self.refuse(
+            Refusal(500, "internal", "the server failed to answer; its log says why")
+        )
+
+    # --- the server itself ---------------------------------------------------------------------
+
+    def _ready(self) -> Response:
+        if self.stopping:
+            raise Refusal(503, "stopping", "the server is stopping")
+        return Response(200, b'{"status":"ready"}')
+
+    def _info(self) -> Response:
+        known = {name: value for name, value in asdict(self.limits).items()}
+        limits = {name: known[name] for name in wire.LimitsInfo.__struct_fields__}
+        info = wire.Info(
+            version=bert_kd.__version__,
+            workers=self._workers,
+            limits=wire.LimitsInfo(**limits),
+            bundles=[self._models[name].info for name in self._models.names],
+        )
+        return Response(200, wire.encode(info))
+
+    def _render(self) -> Response:
+        self.gauge()
+        return Response(200, self._metrics.render(), CONTENT_TYPE)
+
+    def gauge(self) -> None:
+        """Set the gauges to what is in hand now."""
+        self._metrics.set("requests_in_hand", self.in_hand)
+        self._metrics.set("queued_texts", self._models.queued)
+
+    def finished(self, request: Request, response: Response | None) -> None:
+        """Count and log a request that has ended; `response` None: its client went away."""
+        if request.admitted:
+            request.admitted = False
+            self.in_hand -= 1
+        request.work = None  # it knows the request: as a ring they would wait for the collector
+        label = request.label
+        status = "closed" if response is None else str(response.status)
+        seconds = perf_counter() - request.arrived if request.arrived else math.nan
+        self._metrics.add("requests_total", label, status)
+        if response is not None:
+            self._metrics.observe("request_seconds", label, value=seconds)
+        if self._log_requests and label not in ("health", "ready", "metrics"):
+            self._log.write(
+                "info", "request", request=request.id.decode(), method=request.method,
+                path=request.path, status=status, texts=request.texts,
+                milliseconds=round(1e3 * seconds, 3),
+            )  # fmt: skip
+        if self._trace is not None and response is not None:
+            self._trace(
+                f"{request.method} {label}",
+                request.headers,
+                seconds,
+                {
+                    "http.request.method": request.method,
+                    "url.path": request.path,
+                    "http.response.status_code": response.status,
+                    "bert_kd.texts": request.texts,
+                },
+            )
+
+
+def _overloaded(why: str) -> Refusal:
+    return Refusal(
+        429,
+        "overloaded",
+        f"{why}, as much as the server takes on: ask again in a second",
+        {b"retry-after": b"1"},
+    )

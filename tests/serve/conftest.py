@@ -1,15 +1,9 @@
-"""Predictors and the application that serves them."""
+"""Predictors, and the application that serves them, without a socket."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
-
-# The small students of the runtime's tests are served here.
-sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
-
+from serving import Harness
 from small_students import make_bundle
 
 from bert_kd.runtime.predictor import load
@@ -19,6 +13,12 @@ from bert_kd.runtime.predictor import load
 def bundle(tmp_path_factory):
     """A bundle of single texts, called `small`."""
     return make_bundle(tmp_path_factory.mktemp("single"))
+
+
+@pytest.fixture(scope="session")
+def other_bundle(tmp_path_factory):
+    """A bundle also called `small`, which answers otherwise."""
+    return make_bundle(tmp_path_factory.mktemp("other"), hidden=9)
 
 
 @pytest.fixture(scope="session")
@@ -33,5 +33,17 @@ def single(bundle):
 
 
 @pytest.fixture(scope="session")
+def other(other_bundle):
+    return load(other_bundle, threads=1)
+
+
+@pytest.fixture(scope="session")
 def pair(pair_bundle):
     return load(pair_bundle, threads=1)
+
+
+@pytest.fixture(scope="module")
+def harness(bundle, pair_bundle):
+    """The application with both bundles."""
+    with Harness([bundle, pair_bundle]) as harness:
+        yield harness

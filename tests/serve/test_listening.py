@@ -1,77 +1,246 @@
-"""A real port, a real client."""
+"""A real port, real clients, real signals."""
 
 from __future__ import annotations
 
+import builtins
 import importlib
 import json
-import re
+import resource
 import signal
 import socket
-import subprocess
 import sys
-import urllib.error
-import urllib.request
+import threading
+import time
 
 import pytest
+from faults import (
+    ask_on,
+    killed_worker,
+    odd_requests,
+    replaced_bundles,
+    stopped_under_load,
+    twice_the_permitted_load,
+    wait_for,
+)
+from serving import QUESTIONS, serving
+from test_app import same
+from test_models import put
 
 from bert_kd.errors import BundleError, MissingExtra, UserError
-from bert_kd.serve.app import listen, serve
+from bert_kd.serve.life import listen, serve
+from bert_kd.serve.worker import Settings
+
+PATIENCE = 30.0
+"""Seconds after which something that should happen soon has failed."""
 
 
 @pytest.fixture(scope="module")
-def address(bundle, pair_bundle):
-    """Where a server in a process of its own listens."""
-    code = f"""
-from pathlib import Path
-from bert_kd.serve.app import serve
-serve([Path({str(bundle)!r}), Path({str(pair_bundle)!r})], port=0, threads=1)
-"""
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stderr=subprocess.PIPE, text=True
-    ) as server:
-        line = server.stderr.readline()
-        found = re.fullmatch(r"serving small, twin at (http://127\.0\.0\.1:\d+)/\n", line)
-        assert found, line + server.stderr.read()
-        yield found[1]
-        server.send_signal(signal.SIGINT)
-        assert server.wait(timeout=20) == 0
-        assert server.stderr.read() == ""  # no traceback at the end
+def served(bundle, pair_bundle):
+    """A server of both bundles with short deadlines."""
+    with serving(
+        *("--bundle", bundle, "--bundle", pair_bundle, "--threads", 1),
+        *("--header-seconds", 1, "--body-seconds", 1, "--max-payload", 100_000),
+    ) as served:
+        yield served
 
 
-def post(address, body):
-    request = urllib.request.Request(
-        f"{address}/predict", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=20) as response:
-        return json.load(response)
-
-
-def test_answers_a_real_client(address, single, pair):
-    assert post(address, {"inputs": "a film"}) == single("a film")
+def test_answers_a_real_client(served, single, pair):
+    status, found = served.ask({"inputs": "a film"})
+    assert status == 200 and same(found, single("a film"))
     asked = [{"text": "a", "text_pair": "b"}] * 3
-    assert post(address, {"inputs": asked, "model": "twin", "top_k": 2}) == pair(asked, top_k=2)
+    status, found = served.ask({"inputs": asked, "model": "twin", "top_k": 2})
+    assert status == 200 and same(found, pair(asked, top_k=2))
 
 
-def test_errors_reach_a_real_client(address):
-    with pytest.raises(urllib.error.HTTPError) as caught:
-        post(address, {"inputs": 3})
-    with caught.value as response:
-        assert response.status == 422
-        assert json.load(response)["error_type"] == "invalid_request"
+def test_hugging_faces_client_works_as_it_is(served, single, pair):
+    """Its own `InferenceClient`, unchanged, for the server and for a model of it."""
+    hub = pytest.importorskip("huggingface_hub")
+    client = hub.InferenceClient(served.address)
+    found = client.text_classification("a film")
+    assert same([{"label": one.label, "score": one.score} for one in found],
+                single("a film", top_k=None))  # fmt: skip
+    found = client.text_classification("a film", top_k=1, function_to_apply="sigmoid")
+    assert len(found) == 1 and found[0].label == single("a film")[0]["label"]
+    named = hub.InferenceClient(model=f"{served.address}/models/small", token="none")
+    assert named.text_classification("bad")[0].label == single("bad")[0]["label"]
+    unknown = hub.InferenceClient(model=f"{served.address}/models/none", token="none")
+    with pytest.raises(hub.errors.HfHubHTTPError, match="404"):
+        unknown.text_classification("bad")
 
 
-def test_page_and_health(address):
-    with urllib.request.urlopen(f"{address}/", timeout=20) as response:
-        assert b"<title>" in response.read()
-    with urllib.request.urlopen(f"{address}/health", timeout=20) as response:
-        assert json.load(response) == {"status": "ok"}
+def test_errors_page_and_health(served):
+    status, found = served.ask({"inputs": 3})
+    assert (status, found["error_type"]) == (422, "invalid_request")
+    assert b"<title>" in served.get("/")[1]
+    assert json.loads(served.get("/health")[1]) == {"status": "ok"}
+
+
+def received(client):
+    """Return all that comes until the server closes."""
+    client.settimeout(PATIENCE)
+    data = b""
+    while piece := client.recv(65536):
+        data += piece
+    return data
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"POST /predict HTTP/1.1\r\nhost: x\r\n",
+        b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        b"content-length: 5000\r\n\r\n{",
+    ],
+    ids=["headers", "body"],
+)
+def test_slow_senders_are_cut(served, start):
+    with socket.create_connection(("127.0.0.1", served.port)) as client:
+        client.sendall(start)
+        answer = received(client)
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b'"request_timeout"' in answer
+    assert served.ask({"inputs": "a film"})[0] == 200
+
+
+def test_silent_connections_are_closed(served):
+    with socket.create_connection(("127.0.0.1", served.port)) as client:
+        assert received(client) == b""
+
+
+def test_ten_megabytes_are_refused_before_they_are_read(served):
+    with socket.create_connection(("127.0.0.1", served.port)) as client:
+        client.sendall(
+            b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            b"content-length: 10000000\r\n\r\n"
+        )
+        assert received(client).startswith(b"HTTP/1.1 413 ")
+
+
+def test_ten_megabytes_that_are_sent_all_the_same(served):
+    """The client that goes on sending still gets its answer, not a reset."""
+    status, found = served.ask({"inputs": "x" * 10_000_000})
+    assert (status, found["error_type"]) == (413, "payload_too_large")
+
+
+def test_clients_that_vanish(served, single):
+    body = json.dumps({"inputs": ["a film"] * 4000}).encode()
+    head = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    request = head + b"content-length: %d\r\n\r\n" % len(body) + body
+    for end in (20, len(head), len(request) - 5, len(request)) * 10:
+        client = socket.create_connection(("127.0.0.1", served.port))
+        client.sendall(request[:end])
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")  # reset
+        client.close()
+    status, found = served.ask({"inputs": QUESTIONS})
+    assert status == 200 and same(found, single(QUESTIONS))
+    deadline = time.monotonic() + PATIENCE
+    while served.metric("bert_kd_requests_in_hand") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert served.metric("bert_kd_requests_in_hand") == 0
+
+
+def test_stopping_answers_what_is_in_hand(bundle, single):
+    with serving("--bundle", bundle, "--threads", 1) as served:
+        texts = QUESTIONS * 180
+        answers = []
+        asking = threading.Thread(target=lambda: answers.append(served.ask({"inputs": texts})))
+        idle = socket.create_connection(("127.0.0.1", served.port))
+        half = socket.create_connection(("127.0.0.1", served.port))
+        body = json.dumps({"inputs": "a film"}).encode()
+        half.sendall(
+            b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            b"content-length: %d\r\n\r\n" % len(body)
+        )
+        deadline = time.monotonic() + PATIENCE
+        while not served.metric("bert_kd_requests_in_hand") and time.monotonic() < deadline:
+            time.sleep(0.01)
+        asking.start()
+        while served.metric("bert_kd_requests_in_hand") < 2 and asking.is_alive():
+            pass
+        served.process.send_signal(signal.SIGTERM)
+        half.sendall(body)
+        assert b"200 OK" in received(half)
+        assert received(idle) == b""
+        asking.join(PATIENCE)
+        assert served.process.wait(PATIENCE) == 0
+        status, found = answers[0]
+        assert status == 200 and same(found, single(texts))
+        assert [line["event"] for line in served.log()][-1] == "stopped"
+        half.close()
+        idle.close()
+
+
+def test_an_interrupt_ends_it_quietly(bundle):
+    with serving("--bundle", bundle, "--threads", 1) as served:
+        served.process.send_signal(signal.SIGINT)
+        assert served.process.wait(PATIENCE) == 0
+
+
+def test_twice_the_permitted_load(bundle, single):
+    counts = twice_the_permitted_load(bundle, single, clients=16, seconds=2.0)
+    assert counts["answered"] > 0 and counts["refused"] > 0
+    assert counts["wrong"] == counts["lost"] == 0
+
+
+def test_a_killed_worker_comes_back(bundle, single):
+    counts = killed_worker(bundle, single, kills=2)
+    assert counts["answered"] > 0 and counts["wrong"] == 0
+    assert counts["came back"] == 2
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_stopping_under_load_loses_nothing(bundle, single, workers):
+    counts = stopped_under_load(bundle, single, workers, times=1)
+    assert counts["answered"] > 0 and counts["stopped"] == 1
+    assert counts["wrong"] == counts["lost"] == 0
+
+
+def test_bundles_replaced_under_load(bundle, other_bundle, tmp_path, single, other):
+    counts = replaced_bundles([bundle, other_bundle], [single, other], tmp_path, times=4)
+    assert counts["replaced"] == 4 and counts["answered"] > 0
+    assert counts["wrong"] == counts["lost"] == 0
+
+
+def test_workers_end_with_their_supervisor(bundle):
+    with serving("--bundle", bundle, "--workers", 2) as served:
+        workers = served.workers()
+        served.process.kill()
+        served.process.wait(PATIENCE)
+        deadline = time.monotonic() + PATIENCE
+        while any(alive(worker) for worker in workers) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not any(alive(worker) for worker in workers)
+        served.process.returncode = 0  # killed here, on purpose
+
+
+def alive(process):
+    try:
+        with open(f"/proc/{process}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_workers_that_cannot_start_end_it_all(bundle, tmp_path):
+    put(bundle, tmp_path / "bad")
+    (tmp_path / "bad" / "tokenizer.json").write_text("{}")
+    with pytest.raises(AssertionError, match="tokenizer.json is damaged"):
+        with serving("--bundle", tmp_path / "bad", "--workers", 2):
+            pass
+
+
+# --- refused before anything is served -----------------------------------------------------------
+
+
+def settings(*bundles, **options):
+    return Settings(bundles=tuple(map(str, bundles)), threads=1, **options)
 
 
 def test_a_port_in_use_is_named(bundle):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"cannot listen at 127.0.0.1, port {port}"):
-            serve([bundle], port=port, threads=1)
+            serve(settings(bundle), port=port)
 
 
 @pytest.mark.parametrize("port", [-1, 70_000])
@@ -82,17 +251,78 @@ def test_ports_that_are_none(port):
 
 def test_two_bundles_of_one_name(bundle):
     with pytest.raises(BundleError, match="two of the bundles are called 'small'"):
-        serve([bundle, bundle], port=0)
+        serve(settings(bundle, bundle), port=0)
 
 
-def test_missing_server_is_named_with_its_install_line(bundle, monkeypatch):
-    monkeypatch.setitem(sys.modules, "uvicorn", None)
-    with pytest.raises(MissingExtra, match=r"'uvicorn'.*pip install 'bert_kd\[serve\]'"):
-        serve([bundle], port=0)
+def test_no_bundle(tmp_path):
+    with pytest.raises(BundleError, match="give at least one"):
+        serve(settings(), port=0)
+    with pytest.raises(BundleError, match="is not a bundle"):
+        serve(settings(tmp_path), port=0)
 
 
-def test_missing_fastapi_is_named_with_its_install_line(monkeypatch):
-    monkeypatch.setitem(sys.modules, "fastapi", None)
-    monkeypatch.delitem(sys.modules, "bert_kd.serve.app")
-    with pytest.raises(MissingExtra, match=r"'fastapi'.*pip install 'bert_kd\[serve\]'"):
-        importlib.import_module("bert_kd.serve.app")
+def test_other_machines_need_a_key(bundle):
+    with pytest.raises(UserError, match="can be reached from other machines.*--api-key-file"):
+        serve(settings(bundle), host="0.0.0.0", port=0)
+
+
+@pytest.mark.parametrize("access", [["--api-key", "k1"], ["--allow-no-key"]])
+def test_other_machines_with_a_key_or_permission(bundle, access):
+    with serving("--bundle", bundle, "--host", "0.0.0.0", *access) as served:
+        headers = {"authorization": "Bearer k1"} if access[0] == "--api-key" else {}
+        assert served.ask({"inputs": "a"}, headers=headers)[0] == 200
+        assert served.get("/info")[0] == (401 if headers else 200)
+
+
+@pytest.mark.parametrize("package", ["httptools", "msgspec", "uvloop"])
+def test_a_missing_package_is_named_with_its_install_line(monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(sys.modules, "bert_kd.serve.life")
+    with pytest.raises(MissingExtra, match=rf"'{package}'.*pip install 'bert_kd\[serve\]'"):
+        importlib.import_module("bert_kd.serve.life")
+
+
+def test_missing_opentelemetry_is_named_with_its_install_line(bundle, monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *arguments, **options):
+        if name.startswith("opentelemetry"):
+            raise ModuleNotFoundError(name)
+        return real(name, *arguments, **options)
+
+    from bert_kd.serve.tracing import open_provider
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(MissingExtra, match=r"pip install 'bert_kd\[otel\]'"):
+        open_provider()
+
+
+def test_more_clients_than_the_process_may_open_files(bundle):
+    """They wait, and are answered."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+    try:
+        with serving("--bundle", bundle, "--threads", 1) as served:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            clients = [socket.create_connection(("127.0.0.1", served.port)) for _ in range(80)]
+            for client in clients:
+                ask_on(client, "bad", read=False)
+            wait_for(lambda: "accept" in [line["event"] for line in served.log()], "the log")
+            for client in clients[:40]:
+                assert b"200 OK" in client.recv(1000)
+                client.close()
+            for client in clients[40:]:
+                client.settimeout(PATIENCE)
+                assert b"200 OK" in client.recv(1000)
+                client.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.slow
+def test_odd_requests(bundle, pair_bundle):
+    """Every endpoint by its schema; `faults.py` does it at length."""
+    pytest.importorskip("schemathesis")
+    counts = odd_requests(bundle, pair_bundle, cases=10)
+    assert counts["requests"] > 100
+    assert counts["failed"] == counts["server errors"] == 0

@@ -1,0 +1,453 @@
+"""One connection: HTTP/1.1 in, requests to the application, responses out.
+
+A server's general frameworks cost more than the model: of a request with a text of 50 characters,
+uvicorn (httptools, uvloop) took 25 µs of CPU for an ASGI application that does nothing, granian 33
+(20 by its own interface), this protocol over the same parser and loop 8. It also decides before
+the body is read, which ASGI leaves to the server, and every wait has an end: for headers, body,
+answer, the next request, and a client that does not read.
+
+Here: reading, refusing and writing, in order, also of pipelined requests. Parsing is llhttp's
+(`httptools`). Not here: what a request means (`app.py`), and the clock that calls `expire`
+(`worker.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+import os
+import re
+from collections import deque
+from collections.abc import Callable
+from email.utils import formatdate
+from functools import partial
+from http import HTTPStatus
+from time import perf_counter
+from typing import Protocol
+from urllib.parse import unquote
+
+import httptools
+
+from bert_kd.serve.limits import Limits
+from bert_kd.serve.wire import Refusal
+
+JSON = b"application/json"
+HEADER_BYTES = 32 * 1024
+"""A request's line and headers, together."""
+LINGER_SECONDS = 2.0
+"""After a refusal in the middle of a body, what still comes is read and thrown away so long: a
+connection that is closed at once is reset, and its client may never see the refusal."""
+REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,128}")
+
+
+class Cancellable(Protocol):
+    """Work for a request that need not be done when its client is gone."""
+
+    def cancel(self) -> None:
+        """Stop it."""
+
+
+class Request:
+    """A request as far as it has arrived."""
+
+    __slots__ = (
+        "admitted",
+        "arrived",
+        "body",
+        "headers",
+        "id",
+        "keep_alive",
+        "label",
+        "method",
+        "old_version",
+        "path",
+        "refusal",
+        "texts",
+        "work",
+    )
+
+    def __init__(self) -> None:
+        self.method = ""
+        self.path = ""
+        self.headers: dict[bytes, bytes] = {}
+        self.body: bytes | bytearray = b""
+        self.id = b""
+        self.arrived = 0.0
+        """When its last byte was there, by `perf_counter`."""
+        self.keep_alive = True
+        self.old_version = False
+        """HTTP/1.0, where a connection that stays open has to be said."""
+        self.refusal: Refusal | None = None
+        """Why it is not answered, where that is known before the application is asked."""
+        self.work: Cancellable | None = None
+        self.admitted = False
+        """Counts among the requests in hand."""
+        self.label = "other"
+        """The endpoint, as metrics name it."""
+        self.texts = 0
+
+
+class Response:
+    """A status, a body and headers."""
+
+    __slots__ = ("body", "content_type", "headers", "status")
+
+    def __init__(
+        self,
+        status: int,
+        body: bytes,
+        content_type: bytes = JSON,
+        headers: tuple[tuple[bytes, bytes], ...] = (),
+    ) -> None:
+        self.status = status
+        self.body = body
+        self.content_type = content_type
+        self.headers = headers
+
+
+Reply = Callable[[Response], None]
+
+
+class Application(Protocol):
+    """What answers requests, without a socket."""
+
+    limits: Limits
+
+    def admit(self, request: Request) -> None:
+        """Look at a request whose headers have arrived. Raises Refusal: its body is not read."""
+
+    def handle(self, request: Request, reply: Reply) -> None:
+        """Answer a request: calls `reply`, now or later, once."""
+
+    def refuse(self, refusal: Refusal) -> Response:
+        """Return the response to a request that is not answered."""
+
+    def finished(self, request: Request, response: Response | None) -> None:
+        """Note that a request has ended; `response` None: its client went away."""
+
+
+class Clock:
+    """What all connections of a worker share: the open ones, and whether it is stopping."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.connections: set[Connection] = set()
+        self.stopping = False
+        self.date = b""
+        self.tick()
+
+    def tick(self) -> None:
+        """Expire what has waited too long; to be called several times a second."""
+        self.date = formatdate(usegmt=True).encode()
+        now = self.loop.time()
+        for connection in list(self.connections):
+            if now > min(connection.read_by, connection.answer_by, connection.drain_by):
+                connection.expire(now)
+
+
+_PREFIX = os.urandom(4).hex().encode()
+_numbers = itertools.count(1)
+_STATUS_LINES = {
+    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
+}
+
+
+class Connection(asyncio.Protocol):
+    """A client's connection. Requests are answered one after another, in their order."""
+
+    def __init__(self, application: Application, clock: Clock) -> None:
+        self._application = application
+        self._limits = application.limits
+        self._clock = clock
+        self._parser = httptools.HttpRequestParser(self)
+        self._transport: asyncio.Transport = None  # type: ignore[assignment]  # until it is made
+        self._incoming: Request | None = None
+        self._url = b""
+        self._head_open = False
+        """A request's headers have begun and not ended."""
+        self._head_bytes = 0
+        self._waiting: deque[Request] = deque()
+        self._active: Request | None = None
+        self._advancing = False
+        self._deaf = False
+        """Nothing more is read from this client."""
+        self._lingers = False
+        """It was refused in the middle of a request: what still comes is thrown away."""
+        self._paused = False
+        self._closed = False
+        self.read_by = math.inf
+        self.answer_by = math.inf
+        self.drain_by = math.inf
+
+    # --- the socket ----------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]
+        self._clock.connections.add(self)
+        self.read_by = self._now() + self._limits.header_seconds
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._closed = True
+        self._clock.connections.discard(self)
+        for request in (self._active, *self._waiting, self._incoming):
+            if request is not None:
+                if request.work is not None:
+                    request.work.cancel()
+                self._application.finished(request, None)
+        self._active = self._incoming = None
+        self._waiting.clear()
+
+    def data_received(self, data: bytes) -> None:
+        if self._deaf:
+            return
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            # Another protocol is not spoken here: answered as what it is, the last request.
+            self._deaf = True
+            for request in (self._active, *self._waiting):
+                if request is not None:
+                    request.keep_alive = False
+        except httptools.HttpParserError as error:
+            if not self._deaf:
+                self._stop_reading(Refusal(400, "invalid_http", f"this is no HTTP/1.1: {error}"))
+        if self._head_open:
+            self._head_bytes += len(data)
+            if self._head_bytes > HEADER_BYTES and not self._deaf:
+                self._stop_reading(
+                    Refusal(431, "headers_too_large", f"the headers are over {HEADER_BYTES} bytes")
+                )
+        self._advance()
+        if self._waiting:
+            self._pause()
+
+    def eof_received(self) -> bool:
+        """A client may close its half and still wait for the answer."""
+        self._deaf = True
+        self.read_by = math.inf
+        if self._incoming is not None:
+            self._application.finished(self._incoming, None)
+            self._incoming = None
+        for request in (self._active, *self._waiting):
+            if request is not None:
+                request.keep_alive = False
+        return self._active is not None
+
+    def pause_writing(self) -> None:
+        self.drain_by = self._now() + self._limits.body_seconds
+        self._pause()
+
+    def resume_writing(self) -> None:
+        self.drain_by = math.inf
+        self._resume()
+
+    def _pause(self) -> None:
+        if not self._paused and not self._closed:
+            self._paused = True
+            self._transport.pause_reading()
+
+    def _resume(self) -> None:
+        """Read on, unless requests wait or the client does not take what is written."""
+        if self._paused and not (self._waiting or self._closed or self.drain_by < math.inf):
+            self._paused = False
+            self._transport.resume_reading()
+
+    # --- the parser ----------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        if self._deaf:
+            return
+        self._incoming = Request()
+        self._url = b""
+        self._head_open = True
+        self._head_bytes = 0
+        self.read_by = self._now() + self._limits.header_seconds
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._incoming is not None:
+            self._incoming.headers[name.lower()] = value
+
+    def on_headers_complete(self) -> None:
+        request = self._incoming
+        self._head_open = False
+        if request is None or self._deaf:
+            return
+        request.method = self._parser.get_method().decode("ascii", "replace")
+        request.path = _path(self._url)
+        request.old_version = self._parser.get_http_version() == "1.0"
+        request.keep_alive = self._parser.should_keep_alive()
+        given = request.headers.get(b"x-request-id", b"")
+        request.id = given if REQUEST_ID.fullmatch(given) else b"%b-%x" % (_PREFIX, next(_numbers))
+        self.read_by = self._now() + self._limits.body_seconds
+        try:
+            self._check_length(request.headers.get(b"content-length"))
+            self._application.admit(request)
+        except Refusal as refusal:
+            if refusal.status == 413 or b"expect" in request.headers:
+                self._stop_reading(refusal)
+            request.refusal = refusal
+            return
+        if request.headers.get(b"expect", b"").lower() == b"100-continue":
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def on_body(self, body: bytes) -> None:
+        request = self._incoming
+        if request is None or self._deaf or request.refusal is not None:
+            return
+        if len(request.body) + len(body) > self._limits.payload_bytes:
+            self._stop_reading(self._too_large())
+        elif not request.body:
+            request.body = body
+        else:
+            if isinstance(request.body, bytes):
+                request.body = bytearray(request.body)
+            request.body += body
+
+    def on_message_complete(self) -> None:
+        if self._incoming is None or self._deaf:
+            return
+        request, self._incoming = self._incoming, None
+        request.arrived = perf_counter()
+        self._waiting.append(request)
+        self.read_by = math.inf
+
+    def _check_length(self, length: bytes | None) -> None:
+        if length is not None and int(length) > self._limits.payload_bytes:
+            raise self._too_large()
+
+    def _too_large(self) -> Refusal:
+        return Refusal(
+            413,
+            "payload_too_large",
+            f"the body is over {self._limits.payload_bytes} bytes: send fewer texts at a time",
+        )
+
+    def _stop_reading(self, refusal: Refusal) -> None:
+        """Refuse what is arriving, as the last request of this connection."""
+        request = self._incoming or Request()
+        self._incoming = None
+        request.id = request.id or b"%b-%x" % (_PREFIX, next(_numbers))
+        request.arrived = perf_counter()
+        request.refusal = refusal
+        request.keep_alive = False
+        request.body = b""
+        self._waiting.append(request)
+        self._deaf = self._lingers = True
+        self.read_by = math.inf
+
+    # --- answers -------------------------------------------------------------------------------
+
+    def _advance(self) -> None:
+        """Have the next request answered, and the next, as long as answers are there at once."""
+        if self._advancing:
+            return
+        self._advancing = True
+        while self._active is None and self._waiting and not self._closed:
+            request = self._active = self._waiting.popleft()
+            self.answer_by = self._now() + self._limits.request_seconds
+            if request.refusal is not None:
+                self._reply(request, self._application.refuse(request.refusal))
+            else:
+                self._application.handle(request, partial(self._reply, request))
+        self._advancing = False
+
+    def _reply(self, request: Request, response: Response) -> None:
+        if request is not self._active or self._closed:
+            return  # its time was over, or its client is gone
+        self._active = None
+        self.answer_by = math.inf
+        keep = request.keep_alive and not self._clock.stopping
+        self._write(request, response, keep)
+        self._application.finished(request, response)
+        if not keep:
+            self._end()
+            return
+        if self._incoming is None:
+            self.read_by = self._now() + self._limits.idle_seconds
+        if self._waiting:
+            self._advance()
+        elif self._paused:
+            self._resume()
+
+    def _write(self, request: Request, response: Response, keep: bool) -> None:
+        head = [
+            _STATUS_LINES[response.status],
+            b"content-type: ",
+            response.content_type,
+            b"\r\ncontent-length: %d\r\ndate: " % len(response.body),
+            self._clock.date,
+            b"\r\nx-request-id: ",
+            request.id,
+        ]
+        for name, value in response.headers:
+            head += (b"\r\n", name, b": ", value)
+        if not keep:
+            head.append(b"\r\nconnection: close")
+        elif request.old_version:
+            head.append(b"\r\nconnection: keep-alive")
+        head.append(b"\r\n\r\n")
+        if request.method != "HEAD":
+            head.append(response.body)
+        self._transport.write(b"".join(head))
+
+    def _end(self) -> None:
+        """Close after the last response."""
+        for request in self._waiting:
+            self._application.finished(request, None)
+        self._waiting.clear()
+        self._deaf = True
+        if self._lingers and not self._closed:
+            self._transport.write_eof()
+            self._resume()
+            self.read_by = self._now() + LINGER_SECONDS
+        else:
+            self._transport.close()
+
+    def stop(self) -> None:
+        """Close where nothing is in hand; else after the answer."""
+        if self._active is None and self._incoming is None and not self._waiting:
+            self._deaf = True
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Close now."""
+        self._transport.abort()
+
+    def expire(self, now: float) -> None:
+        """Act on the deadline that is over."""
+        if now > self.drain_by:
+            self.abort()
+        elif now > self.answer_by and self._active is not None:
+            if self._active.work is not None:
+                self._active.work.cancel()
+            late = Refusal(
+                503,
+                "timeout",
+                f"no answer within {self._limits.request_seconds:g} seconds: ask for fewer texts",
+                {b"retry-after": b"1"},
+            )
+            self._reply(self._active, self._application.refuse(late))
+        elif now > self.read_by:
+            if self._incoming is None or self._deaf:
+                self.read_by = math.inf
+                self._transport.close()
+                return
+            self._stop_reading(Refusal(408, "request_timeout", "the request took too long to come"))
+            self._advance()
+
+    def _now(self) -> float:
+        return self._clock.loop.time()
+
+
+def _path(url: bytes) -> str:
+    """Return the decoded path of a request's target, without its query."""
+    target = url.partition(b"?")[0]
+    if not target.startswith(b"/") and b"://" in target:
+        rest = target.partition(b"://")[2]
+        target = b"/" + rest.partition(b"/")[2]
+    text = target.decode("ascii", "replace")
+    return unquote(text, errors="replace") if "%" in text else text
