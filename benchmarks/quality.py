@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -56,6 +57,8 @@ from bert_kd.store import commit, versions, write_json
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIGS = REPOSITORY / "scripts" / "configs"
+ABOVE = re.compile(r"""(?<=[="'])/(?:[^/"',\]]+/)*""")
+"""The folders above an absolute path, in an override."""
 DATA = "BERT_KD_DATA"
 TABLES = ("main", "ablation", "curve", "teachers")
 
@@ -295,6 +298,7 @@ def _facts(
     )
     if request.data is not None:
         settings["data"]["source"] = request.data.name
+    settings["data"]["transfer"] = [Path(name).name for name in settings["data"]["transfer"]]
     if systems[0].role == "teacher":
         settings["teacher"]["model"] = systems[0].about
     else:
@@ -334,8 +338,7 @@ def _command(request: Request) -> str:
     words += ["--seeds", str(request.seeds)]
     words += [] if request.table == "main" else [f"--{request.table}"]
     for override in request.overrides:
-        key, _, value = override.partition("=")
-        words.append(f"{key}={Path(value).name if value.startswith('/') else value}")
+        words.append(ABOVE.sub("", override))
     return shlex.join(words)
 
 

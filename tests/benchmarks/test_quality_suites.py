@@ -102,3 +102,14 @@ def test_the_command_line_sets_seeds_and_overrides(tmp_path: Path):
     assert config.teacher.epochs == 1
     assert Path(config.data.source) == (tmp_path / "trec").resolve()
     assert (request.table, request.seeds) == ("main", 2)
+
+
+def test_the_command_that_is_told_names_no_folder_of_this_machine(tmp_path: Path):
+    (tmp_path / "trec").mkdir()
+    pool = f"data.transfer=['{tmp_path}/pool.tsv', '{tmp_path}/more.tsv']"
+    asked = ["--suite", "trec", "--data", str(tmp_path), pool, "a.b=x/y", f"c.d={tmp_path}/z.txt"]
+    (request,) = quality.requests(quality.parse(asked))
+    told = quality._command(request)
+    assert str(tmp_path) not in told
+    assert "['pool.tsv', 'more.tsv']" in told.replace("'\"'\"'", "'")
+    assert "a.b=x/y" in told and "c.d=z.txt" in told
