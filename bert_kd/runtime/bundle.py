@@ -7,7 +7,9 @@
     bundle.json         the facts below, with the SHA-256 of the files above
     README.md           the model card, for people; it may be edited
 
-Format 1, which had no native runtime, is read as well.
+Format 1, which had no native runtime, is read as well. `native.safetensors` stays mapped into
+memory while its engine lives: a bundle in use is replaced as a whole, by renaming, as `export`
+does; who writes into that file ends the processes that read it (SIGBUS).
 
 Here: `Bundle`, `read_bundle`, `verify`. Not here: making one (`export.py`) and answering
 (`predictor.py`).

@@ -8,7 +8,7 @@ import numpy.typing as npt
 class Model:
     """A folded student in memory. Safe to call from several threads."""
 
-    def __init__(self, path: str, instruction_set: str | None = None) -> None:
+    def __init__(self, path: str | bytes, instruction_set: str | None = None) -> None:
         """Map the file of `fold.py` into memory and pack its weights for this CPU.
 
         `instruction_set`: one of `instruction_sets()`, None for the fastest. Raises RuntimeError
@@ -41,8 +41,8 @@ class Model:
         """Return logits [texts, classes]; text i is `ids[offsets[i] : offsets[i + 1]]`, never
         empty.
 
-        Raises ValueError where ids or offsets don't fit the student or each other, RuntimeError
-        where the weights give no numbers.
+        Raises ValueError where ids or offsets don't fit the student or each other, TypeError where
+        they are of a type that does not fit, RuntimeError where the weights give no numbers.
         """
 
     def answer(

@@ -73,7 +73,7 @@ class NativeEngine:
         from bert_kd.runtime.native import _native
 
         try:
-            self._model = _native.Model(str(path), instruction_set)
+            self._model = _native.Model(os.fsencode(path), instruction_set)
         except (RuntimeError, ValueError) as error:
             raise BundleError(
                 f"{path} cannot be loaded by the native runtime ({error}): copy or export the "
@@ -89,6 +89,8 @@ class NativeEngine:
 
     def logits(self, texts: Sequence[str], texts_b: Sequence[str] | None = None) -> Floats:
         """Return logits [texts, classes], in the order of `texts`."""
+        # What is handed back is looked up once more, when another thread may have changed a list.
+        texts, texts_b = tuple(texts), None if texts_b is None else tuple(texts_b)
         try:
             if self._compiled is None:
                 return self._answer_by_ids(texts, texts_b)

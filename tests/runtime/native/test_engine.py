@@ -179,6 +179,25 @@ def test_a_list_that_changes_meanwhile_is_no_danger(bundle):
         other.join()
 
 
+def test_texts_that_are_handed_back_are_those_of_the_call(bundle):
+    class Emptied(list):
+        """A list that another thread empties once it has been read."""
+
+        def __iter__(self):
+            yield from list(super().__iter__())
+            self.clear()
+
+    engine = load(bundle, "native").engine
+    texts = odd_texts(200)
+    np.testing.assert_array_equal(engine.logits(Emptied(texts)), engine.logits(texts))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems' names are Unicode")
+def test_a_folder_whose_name_is_no_unicode_is_opened(bundle, tmp_path):
+    folder = shutil.copytree(bundle, os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    assert load(folder, "native").logits(["a film"]).shape == (1, 3)
+
+
 def test_the_cores_that_may_be_used_are_the_default(bundle, monkeypatch):
     assert usable_cores() >= 1
     assert load(bundle, "native").engine._threads == usable_cores()

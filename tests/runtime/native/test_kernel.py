@@ -4,6 +4,8 @@ whatever else is in the call and whoever else is calling.
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -241,6 +243,52 @@ def test_a_forked_child_answers(tmp_path):
     subprocess.run(command, check=True, timeout=60)
 
 
+DAEMONS = """
+import sys, threading, time
+import numpy as np
+from bert_kd.runtime.native import _native
+
+model = _native.Model(sys.argv[1])
+call = np.zeros(20_000, dtype=np.int32), np.arange(0, 20_001, 10)
+begun = threading.Barrier(5)
+
+def call_on():
+    model.logits(*call, threads=2)
+    begun.wait()
+    while True:
+        model.logits(*call, threads=2)
+
+for _ in range(4):
+    threading.Thread(target=call_on, daemon=True).start()
+begun.wait()
+time.sleep(0.05)
+"""
+
+
+def test_python_ends_while_threads_are_still_answering(tmp_path):
+    command = [sys.executable, "-c", DAEMONS, str(make_file(tmp_path, "int8"))]
+    subprocess.run(command, check=True, timeout=60)
+
+
+COMMA = """
+import locale, sys
+from bert_kd.runtime.native import _native
+
+locale.setlocale(locale.LC_NUMERIC, "de_DE.UTF-8")
+assert locale.localeconv()["decimal_point"] == ","
+_native.Model(sys.argv[1])
+"""
+
+
+@pytest.mark.skipif(not shutil.which("localedef"), reason="makes a locale of its own")
+def test_a_locale_that_writes_a_decimal_comma_changes_no_file(tmp_path):
+    command = ["localedef", "-i", "de_DE", "-f", "UTF-8", str(tmp_path / "de_DE.UTF-8")]
+    if subprocess.run(command, check=False, capture_output=True).returncode:
+        pytest.skip("the sources of locales are not installed")
+    command = [sys.executable, "-c", COMMA, str(make_file(tmp_path, dropout=0.3))]
+    subprocess.run(command, check=True, env=os.environ | {"LOCPATH": str(tmp_path)})
+
+
 def test_threads_without_work_sleep(tmp_path):
     model = _native.Model(str(make_file(tmp_path)))
     model.logits(*flat(make_texts(4)), threads=4)
@@ -256,13 +304,20 @@ def test_what_does_not_fit_the_student_is_refused(tmp_path):
         model.logits(ids + VOCABULARY, offsets)
     with pytest.raises(ValueError, match="token ids outside 0 to 39"):
         model.logits(-ids - 1, offsets)
-    with pytest.raises(ValueError, match="text 1 has 0 tokens"):
+    with pytest.raises(ValueError, match="text 1 begins at token 2 and ends before token 2"):
         model.logits(ids, np.array([0, 2, 2]))
-    with pytest.raises(ValueError, match="text 1 has -1 tokens"):
+    with pytest.raises(ValueError, match="text 1 begins at token 2 and ends before token 1"):
         model.logits(ids, np.array([0, 2, 1]))
     for outside in ([-1, 2], [0, len(ids) + 1], [0, 1 << 40, 2]):
         with pytest.raises(ValueError):
             model.logits(ids, np.array(outside))
+    ends = np.iinfo(np.int64)  # whose difference overflows to one token
+    for outside in ([ends.max, ends.min], [0, ends.min, 2], [5, ends.min, 2]):
+        with pytest.raises(ValueError, match="text 0 begins at token"):
+            model.logits(ids, np.array(outside))
+    for wide in (ids + np.int64(2**32), ids + 0.5):
+        with pytest.raises(TypeError):
+            model.logits(wide, offsets)
     with pytest.raises(ValueError, match="one dimension"):
         model.logits(ids[None], offsets)
     with pytest.raises(ValueError, match="threads is less than 1"):

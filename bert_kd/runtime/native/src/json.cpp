@@ -1,6 +1,7 @@
 #include "json.h"
 
-#include <cstdlib>
+#include <locale>
+#include <sstream>
 #include <stdexcept>
 #include <utility>
 
@@ -116,10 +117,13 @@ class Parser {
            std::string_view("+-.eE0123456789").find(text_[at_]) != std::string_view::npos) {
       ++at_;
     }
-    const std::string digits(text_.substr(first, at_ - first));
-    char* end = nullptr;
-    const double value = std::strtod(digits.c_str(), &end);
-    if (digits.empty() || *end != '\0') fail("a wrong character");
+    // Not strtod, which wants a comma where the process has set such a locale.
+    std::istringstream digits{std::string(text_.substr(first, at_ - first))};
+    digits.imbue(std::locale::classic());
+    double value = 0;
+    if (!(digits >> value) || digits.peek() != std::istringstream::traits_type::eof()) {
+      fail("a wrong character");
+    }
     return value;
   }
 

@@ -369,10 +369,13 @@ Model::~Model() {
 
 void Model::check(const Sequences& texts) const {
   for (std::size_t text = 0; text < texts.count; ++text) {
-    const std::int64_t length = texts.offsets[text + 1] - texts.offsets[text];
-    if (length < 1 || length > 0x7fffffff) {
-      throw std::invalid_argument("text " + std::to_string(text) + " has " +
-                                  std::to_string(length) + " tokens");
+    // Compared before they are subtracted: offsets may be any numbers. None of those before is
+    // negative.
+    const std::int64_t begin = texts.offsets[text], end = texts.offsets[text + 1];
+    if (end <= begin || end - begin > 0x7fffffff) {
+      throw std::invalid_argument("text " + std::to_string(text) + " begins at token " +
+                                  std::to_string(begin) + " and ends before token " +
+                                  std::to_string(end));
     }
   }
   const std::int32_t* const ids = texts.ids;

@@ -16,7 +16,8 @@
 
 namespace bert_kd {
 
-// Text i is ids[offsets[i]] … ids[offsets[i + 1] − 1], at least one token.
+// Text i is ids[offsets[i]] … ids[offsets[i + 1] − 1], at least one token. The first offset is not
+// negative and the last one not beyond the ids; of the others nothing is believed.
 struct Sequences {
   const std::int32_t* ids;
   const std::int64_t* offsets;  // [count + 1]

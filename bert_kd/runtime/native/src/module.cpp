@@ -3,6 +3,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -26,8 +27,31 @@ namespace py = pybind11;
 namespace bert_kd {
 namespace {
 
+// An array of Value, or of what becomes one without loss.
 template <class Value>
-using Array = py::array_t<Value, py::array::c_style | py::array::forcecast>;
+using Array = py::array_t<Value, py::array::c_style>;
+
+// Gives up the GIL for as long as it lives.
+class Unlocked {
+ public:
+  Unlocked() : thread_(PyEval_SaveThread()) {}
+  Unlocked(const Unlocked&) = delete;
+  Unlocked& operator=(const Unlocked&) = delete;
+
+  ~Unlocked() {
+    try {
+      PyEval_RestoreThread(thread_);
+    } catch (...) {
+      // Before 3.14, Python ends a daemon thread that comes back after the interpreter with
+      // pthread_exit, which unwinds the stack of C++: neither this destructor nor those of Python's
+      // objects, without the GIL, may be part of that. It sleeps until the process is gone.
+      for (;;) pause();
+    }
+  }
+
+ private:
+  PyThreadState* thread_;
+};
 
 Sequences sequences(const Array<std::int32_t>& ids, const Array<std::int64_t>& offsets) {
   if (ids.ndim() != 1 || offsets.ndim() != 1 || offsets.size() < 1) {
@@ -55,7 +79,7 @@ py::array_t<float> logits(const Model& model, const Array<std::int32_t>& ids,
   py::array_t<float> out({py::ssize_t(texts.count), py::ssize_t(model.shape().classes)});
   float* const answers = out.mutable_data();
   {
-    const py::gil_scoped_release release;
+    const Unlocked unlocked;
     model.logits(texts, ids_b ? &others : nullptr, threads, answers);
   }
   return out;
@@ -157,7 +181,7 @@ py::tuple encode(const Tokenizer& tokenizer, const py::sequence& texts, int thre
   const std::vector<std::string_view> views = utf8_of(held);
   Encoded all;
   {
-    const py::gil_scoped_release release;
+    const Unlocked unlocked;
     all = tokenize(tokenizer, views, {}, threads);
   }
   return py::make_tuple(py::array_t<std::int32_t>(all.ids.size(), all.ids.data()),
@@ -173,7 +197,7 @@ py::tuple answer(const Model& model, const Tokenizer& tokenizer, const py::seque
   float* const answers = out.mutable_data();
   std::vector<std::int64_t> others;
   {
-    const py::gil_scoped_release release;
+    const Unlocked unlocked;
     // What is handed back is answered with the rest, as some token, and once more by the caller.
     const std::vector<std::int32_t> stand_in{0};
     Encoded all = tokenize(tokenizer, views, stand_in, threads);
@@ -214,7 +238,7 @@ PYBIND11_MODULE(_native, module) {
 
   py::class_<Model>(module, "Model")
       .def(py::init([](const std::string& path, const std::optional<std::string>& instruction_set) {
-             const py::gil_scoped_release release;
+             const Unlocked unlocked;
              return std::make_unique<Model>(path, instruction_set ? instruction_set->c_str()
                                                                   : nullptr);
            }),
@@ -244,7 +268,7 @@ PYBIND11_MODULE(_native, module) {
       "measure_peak",
       [](const std::string& precision, double seconds) {
         const Precision kind = precision_of(precision);
-        const py::gil_scoped_release release;
+        const Unlocked unlocked;
         return measure_peak(kind, seconds);
       },
       py::arg("precision"), py::arg("seconds") = 0.2);

@@ -14,6 +14,10 @@
 
 #include "json.h"
 
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "the file's numbers are used where they lie, lowest byte first"
+#endif
+
 namespace bert_kd {
 namespace {
 
