@@ -7,6 +7,8 @@
 #   make bench   what the logit cache saves, beside a teacher pass (after make demo)
 #   make speed   inference, training and caching beside their peers, then docs/speed.md; two hours
 #                (DATA=folder of the data folders; without, on the bundled data)
+#   make serving the server and `bert-kd predict` beside their peers, then docs/serving.md; half an
+#                hour (after make demo)
 #   make quality students beside teacher, twins and control models on the bundled data
 
 PYTHON ?= python3
@@ -17,7 +19,7 @@ EXTRAS := runtime,serve,report,offline,dev
 # environment can't be seen from another.
 OWN_TORCH = $(shell $(PYTHON) -c 'import importlib.util as u, sys; sys.exit(sys.prefix != sys.base_prefix or not u.find_spec("torch"))' && echo yes)
 
-.PHONY: setup demo test check bench speed quality sanitize clean
+.PHONY: setup demo test check bench speed serving quality sanitize clean
 
 setup: $(VENV)/.ready
 
@@ -66,6 +68,12 @@ speed: setup
 	$(BIN)/python benchmarks/caching.py --memory 10000 100000 1000000 \
 		--json $(RESULTS)/caching-memory.json
 	$(BIN)/python benchmarks/speed_docs.py
+
+serving: setup
+	$(BIN)/pip install --quiet -c $(VENV)/constraints.txt -e ".[bench]"
+	$(BIN)/python benchmarks/serving.py --memory-minutes 10 --json $(RESULTS)/serving.json
+	$(BIN)/python benchmarks/bulk.py --long-rows 10000000 --json $(RESULTS)/bulk.json
+	$(BIN)/python benchmarks/serving_docs.py
 
 quality: setup
 	$(BIN)/pip install --quiet -c $(VENV)/constraints.txt -e ".[bench]"

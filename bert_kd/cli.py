@@ -317,8 +317,11 @@ def predict(
         probabilities=probabilities,
         overwrite=overwrite,
     )
+    before = f" ({done.resumed:,} answered before)" if done.resumed else ""
     print_result(
-        done, as_json, [f"{done.rows:,} rows, {done.rows_per_second:,.0f} rows/s: {output}"]
+        done,
+        as_json,
+        [f"{done.rows:,} rows{before}, {done.rows_per_second:,.0f} rows/s: {output}"],
     )
 
 

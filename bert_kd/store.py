@@ -175,14 +175,21 @@ def make_folder(path: Path) -> None:
         ) from error
 
 
-def _aside(path: Path) -> Path:
-    """Return a new name beside `path`; sweep away what killed writers of it left behind."""
-    make_folder(path.parent)
+def remove_leftovers(path: Path, age: float = LEFTOVER_SECONDS) -> None:
+    """Remove what killed writers of `path` left beside it more than `age` seconds ago; 0 where it
+    is known that nobody writes it now.
+    """
     # What was moved away is kept where a writer was killed before it put the new one in its place.
     for kind in ("tmp", "old") if path.exists() else ("tmp",):
         for left in path.parent.glob(f".{glob.escape(path.name)}.????????.{kind}"):
-            if time.time() - left.stat().st_mtime > LEFTOVER_SECONDS:
+            if time.time() - left.stat().st_mtime > age:
                 shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+
+
+def _aside(path: Path) -> Path:
+    """Return a new name beside `path`; sweep away what killed writers of it left behind."""
+    make_folder(path.parent)
+    remove_leftovers(path)
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
 
 

@@ -1,24 +1,33 @@
 """Files of texts answered in bulk, in constant memory: all columns kept, label and score added.
 
-Here: `predict_file`. Not here: the formats (`row_files.py`) and the model (`predictor.py`).
+Reading and writing go on in threads beside the model. A run that is killed goes on, given the same
+command, where it was.
+
+Here: `predict_file`. Not here: the formats (`row_files.py`), what a killed run leaves behind
+(`kept_answers.py`) and the model (`predictor.py`).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bert_kd.data.arrow_tables import count_parquet_rows
 from bert_kd.data.tables import Columns, checked
 from bert_kd.errors import BundleError, DataError, nearest
-from bert_kd.progress import progress
-from bert_kd.runtime.predictor import Floats, Predictor
+from bert_kd.progress import progress, say
+from bert_kd.runtime.bundle import MODELS, TOKENIZER
+from bert_kd.runtime.engine import Floats
+from bert_kd.runtime.kept_answers import keeping, key_of
+from bert_kd.runtime.pipeline import ahead, behind
+from bert_kd.runtime.predictor import Predictor
 from bert_kd.runtime.row_files import Column, Part, ending, read_parts, writing_parts
-from bert_kd.store import writing
+from bert_kd.store import fingerprint, writing
 
 BATCH_ROWS = 16384
+"""Rows that are read, answered and written together. Up to five times as many are in memory."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,26 @@ class Predicted:
     rows_per_second: float
     columns: tuple[str, ...]
     """Names of the added columns."""
+    resumed: int = 0
+    """Rows whose answers a run that was killed had left."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A part of a file, and its texts."""
+
+    part: Part
+    texts: list[str]
+    texts_b: list[str] | None
+    key: bytes
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A part of a file, and its texts' probabilities [rows, classes]."""
+
+    part: Part
+    scores: Floats
 
 
 def predict_file(
@@ -49,32 +78,62 @@ def predict_file(
     `source` in order and, to the right, `label`, `score` and, with `probabilities`, `score_<label>`
     for each label; a name that `source` has already gets `predicted_` before it. Either file may be
     of any of the formats, by its ending. `output` appears when it is whole. `batch_rows` rows are
-    in memory at a time.
+    answered at a time. What fails or is killed in a later part leaves its answers in
+    `.<output>.answers` beside `output`, and the same call goes on after them.
 
-    Raises DataError where a file, row or column cannot be used, BundleError where a bundle of pairs
-    is given one text and the reverse.
+    Raises DataError where a file, row or column cannot be used, or another run makes the same
+    output; BundleError where a bundle of pairs is given one text and the reverse.
     """
     _check(predictor, source, output, text_b, overwrite)
     total = count_parquet_rows(source) if ending(source) == ".parquet" else None
     start = time.monotonic()
-    done = 0
+    done = resumed = 0
     added: dict[str, str] | None = None
     with (
         progress("predict", total, "texts") as advance,
+        keeping(output, _model(predictor)) as kept,
         writing(output) as aside,
         writing_parts(aside, output) as write,
     ):
-        for part in read_parts(source, batch_rows):
-            if added is None:
-                _require(part, text, text_b, source)
-                added = _names(predictor.labels, probabilities, part.names, source)
-            texts, texts_b = _texts(part, text, text_b, source)
-            scores = predictor.probabilities(texts, texts_b)  # [rows, classes]
-            write(part.with_columns(_columns(predictor.labels, scores, added, part, source)))
-            done += len(texts)
-            advance(len(texts))
+
+        def finish(answered: Answered) -> None:
+            assert added is not None
+            columns = _columns(predictor.labels, answered.scores, added, answered.part, source)
+            write(answered.part.with_columns(columns))
+            advance(len(answered.scores))
+
+        with behind(finish) as hand_over:
+            for asked in ahead(_asked(source, batch_rows, text, text_b)):
+                if added is None:
+                    added = _names(predictor.labels, probabilities, asked.part.names, source)
+                scores = kept.find(asked.key)
+                if scores is None:
+                    if resumed == done and resumed:
+                        say(f"{resumed:,} texts were answered before; going on after them")
+                    scores = predictor.probabilities(asked.texts, asked.texts_b)  # [rows, classes]
+                    kept.add(asked.key, scores)
+                else:
+                    resumed += len(scores)
+                hand_over(Answered(asked.part, scores))
+                done += len(scores)
     seconds = time.monotonic() - start
-    return Predicted(done, seconds, done / max(seconds, 1e-9), tuple((added or {}).values()))
+    rate = done / max(seconds, 1e-9)
+    return Predicted(done, seconds, rate, tuple((added or {}).values()), resumed)
+
+
+def _asked(source: Path, batch_rows: int, text: str, text_b: str | None) -> Iterator[Asked]:
+    """Yield the parts of a file with their texts, checked."""
+    for number, part in enumerate(read_parts(source, batch_rows)):
+        if number == 0:
+            _require(part, text, text_b, source)
+        texts, texts_b = _texts(part, text, text_b, source)
+        yield Asked(part, texts, texts_b, key_of(texts, texts_b))
+
+
+def _model(predictor: Predictor) -> str:
+    """Return what tells this predictor's answers from another's."""
+    files, engine = predictor.bundle.files, predictor.engine
+    return fingerprint(engine.name, files[MODELS[engine.name]], files[TOKENIZER])
 
 
 def _check(
@@ -167,7 +226,7 @@ def _columns(
         )
     best = scores.argmax(axis=-1)
     columns: dict[str, Column] = {
-        names["label"]: [labels[at] for at in best],
+        names["label"]: [labels[at] for at in best.tolist()],
         names["score"]: scores.max(axis=-1, initial=0.0),
     }
     for at, label in enumerate(labels):

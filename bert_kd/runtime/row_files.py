@@ -40,6 +40,10 @@ from bert_kd.errors import DataError
 ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")
 DIGITS = 6
 """Digits after the point of a score in a text file."""
+READ_BYTES = 1 << 20
+"""Of a Parquet column that are read at a time: a large row group is never read whole."""
+GROUP_ROWS, GROUP_BYTES = 131_072, 64 << 20
+"""A Parquet row group is written when it holds so many rows or bytes."""
 
 Row = dict[str, Any]
 Column = Sequence[str] | npt.NDArray[np.float32]
@@ -113,7 +117,7 @@ def read_parts(path: Path, rows: int) -> Iterator[Part]:
 def _read_parquet(path: Path, rows: int) -> Iterator[Part]:
     done = 0
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, buffer_size=READ_BYTES) as file:
             names = list(file.schema_arrow.names)
             _refuse_repeated(names, path)
             for batch in file.iter_batches(batch_size=rows):
@@ -192,6 +196,7 @@ def writing_parts(path: Path, target: Path) -> Iterator[Write]:
 @contextmanager
 def _parquet_writer(path: Path) -> Iterator[Write]:
     writers: list[Any] = []
+    group: list[Any] = []
 
     def write(part: Part) -> None:
         table = part.rows
@@ -199,11 +204,21 @@ def _parquet_writer(path: Path) -> Iterator[Write]:
             table = _table(part, writers[0].schema if writers else None)
         if not writers:
             writers.append(pq.ParquetWriter(path, table.schema, compression="zstd"))
+        group.append(table)
+        rows, size = sum(map(len, group)), sum(table.nbytes for table in group)
+        if rows >= GROUP_ROWS or size >= GROUP_BYTES:
+            flush()
+
+    def flush() -> None:
+        table = pa.concat_tables(group)
+        group.clear()
         if len(table):
-            writers[0].write_table(table)
+            writers[0].write_table(table, row_group_size=GROUP_ROWS)
 
     try:
         yield write
+        if group:
+            flush()
     finally:
         for writer in writers:
             writer.close()

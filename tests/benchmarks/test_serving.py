@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import socket
-import sys
 import threading
-from pathlib import Path
-from types import ModuleType
 
 import bulk
 import pytest
+import serving
 import serving_docs
 import serving_load
 from serving_load import Load, Told
@@ -21,19 +18,6 @@ from bert_kd.errors import UserError
 from bert_kd.runtime.predictor import load
 from bert_kd.store import write_json
 
-
-def benchmark() -> ModuleType:
-    """Import benchmarks/serving.py, whose name a module of the server's tests has, too."""
-    path = Path(serving_docs.__file__).with_name("serving.py")
-    spec = importlib.util.spec_from_file_location("benchmark_serving", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # data classes look themselves up there
-    spec.loader.exec_module(module)
-    return module
-
-
-serving = benchmark()
 SERVER, POOL = serving.SERVER, serving.POOL
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from serving import Harness
+from servers import Harness
 from small_students import make_bundle
 
 from bert_kd.runtime.predictor import load

@@ -29,7 +29,7 @@ from typing import Any
 if __name__ == "__main__":  # pytest has these from its configuration
     sys.path[:0] = [str(Path(__file__).parents[1] / "runtime"), str(Path(__file__).parent)]
 
-from serving import JSON_HEADERS, QUESTIONS, Served, serving
+from servers import JSON_HEADERS, QUESTIONS, Served, serving
 
 from bert_kd.runtime.predictor import Predictor, load
 from bert_kd.store import writing_folder

@@ -22,7 +22,7 @@ from faults import (
     twice_the_permitted_load,
     wait_for,
 )
-from serving import QUESTIONS, serving
+from servers import QUESTIONS, serving
 from test_app import same
 from test_models import put
 

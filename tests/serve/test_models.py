@@ -6,7 +6,7 @@ import json
 import shutil
 
 import pytest
-from serving import Harness
+from servers import Harness
 
 from bert_kd.errors import BundleError
 from bert_kd.serve.models import signature

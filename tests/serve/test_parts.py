@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 import pytest
-from serving import Harness
+from servers import Harness
 
 from bert_kd.errors import UserError
 from bert_kd.serve import answers, openapi
