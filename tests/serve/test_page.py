@@ -35,6 +35,7 @@ SECOND = re.compile("^Second text")
 
 @pytest.fixture(scope="module")
 def browser():
+    playwright.expect.set_options(timeout=30_000)  # generous: for machines with other work
     with playwright.sync_playwright() as found:
         browser = found.chromium.launch(executable_path=CHROMIUM, args=QUIET)
         yield browser
