@@ -38,6 +38,8 @@ SHAPES: Mapping[str, Mapping[str, Any]] = {
 }
 """Sizes of the BERTs, where they are not those of BERT-base."""
 PRECISIONS = ("int8", "bf16", "fp32")
+FASTTEXT_RATES = (0.1, 0.05, 0.02, 0.01)
+"""Tried in turn until one converges; a rate changes nothing of the speed."""
 WINNER = 30.0
 """Bias of a random student's first class: it wins by far, so that the check of the export, which is
 about labels, has nothing to say against any precision.
@@ -250,10 +252,16 @@ def make_fasttext(folder: Path, texts: Labelled) -> dict[str, Spec]:
             lines = zip(texts.labels, texts.texts, strict=True)
             file = aside / "train.txt"
             file.write_text("".join(f"__label__{label} {text}\n" for label, text in lines), "utf-8")
-            model = fasttext.train_supervised(
-                str(file), thread=1, verbose=0, minCount=1, epoch=5, dim=100, wordNgrams=1
-            )
-            model.save_model(str(aside / path.name))
+            for rate in FASTTEXT_RATES:
+                settings: Any = {"lr": rate, "minCount": 1, "epoch": 5, "dim": 100, "wordNgrams": 1}
+                try:
+                    model = fasttext.train_supervised(str(file), thread=1, verbose=0, **settings)
+                except RuntimeError as error:
+                    if "NaN" not in str(error) or rate == FASTTEXT_RATES[-1]:
+                        raise
+                    continue  # it diverged, as it does at times
+                model.save_model(str(aside / path.name))
+                break
     return {"fastText unigrams": Spec("fasttext", path)}
 
 
