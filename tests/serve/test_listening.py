@@ -56,7 +56,7 @@ def test_hugging_faces_client_works_as_it_is(served, single, pair, monkeypatch):
     """Its own `InferenceClient`, unchanged, for the server and for a model of it."""
     hub = pytest.importorskip("huggingface_hub")
     # Where the hub is switched off, so is the client, also for a server on this machine.
-    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     client = hub.InferenceClient(served.address)
     found = client.text_classification("a film")
     assert same([{"label": one.label, "score": one.score} for one in found],
