@@ -339,6 +339,8 @@ def test_a_file_can_be_dropped_and_given_up(page):
 
 
 def test_everything_by_keyboard(pages, single):
+    # Listened to from the start: the browser has to be told in time not to open a window.
+    pages.on("filechooser", lambda chooser: None)
     expect(pages.get_by_label("First text")).to_be_focused()
     pages.keyboard.press("Shift+Tab")
     expect(pages.get_by_role("checkbox", name="twin")).to_be_focused()
