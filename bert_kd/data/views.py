@@ -22,7 +22,7 @@ from bert_kd.data.augment import KINDS, Neighbours, Partners, Tools, make_views
 from bert_kd.data.keys import Keys, join_keys
 from bert_kd.data.prepare import Prepared, load_prepared
 from bert_kd.data.rows import Rows, iterate_rows, write_rows
-from bert_kd.data.splits import Mask, contained, group
+from bert_kd.data.splits import contained, group
 from bert_kd.data.units import is_word, split_units
 from bert_kd.data.word_classes import learn_classes
 from bert_kd.progress import progress, say
@@ -86,8 +86,8 @@ def write_views(
     due_rows = int(np.flatnonzero(wanted).max(initial=-1)) + 1
     with progress("make views", due_rows, "rows") as advance:
         for number, rows in enumerate(_iterate(run)):
-            if not wanted[done:].any():
-                break  # of the transfer texts, none
+            if done >= due_rows:
+                break  # the transfer texts that follow have no views
             path = folder / f"part-{number:05d}.parquet"
             if not path.exists():
                 due = wanted[done : done + len(rows)].tolist()
@@ -275,9 +275,3 @@ def _merge(run: RunFolder, paths: Sequence[Path]) -> tuple[str, _Counts]:
     sums = np.arange(len(kinds))
     by_kind = {kind: int(kinds[sums & bit > 0].sum()) for kind, bit in KINDS.items()}
     return written, _Counts(int(kept.sum()), by_kind, int(repeats.sum()), int(known.sum()))
-
-
-def _mask(size: int, rows: npt.NDArray[np.int64]) -> Mask:
-    mask = np.zeros(size, dtype=bool)
-    mask[rows] = True
-    return mask
