@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -35,10 +34,10 @@ from speed_runs import (
     fact_row,
     facts,
     interleaved,
-    lines,
     options_parser,
     rate_rows,
     read_split,
+    report,
     torch_threads,
     user_errors,
 )
@@ -47,7 +46,6 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from bert_kd.config import TeacherConfig
 from bert_kd.data.batches import Ints, bucketed_batches
-from bert_kd.store import write_json
 from bert_kd.teacher.answer import Answering, Precision
 from bert_kd.teacher.encoding import Encoded, Padding, batch, encode
 from bert_kd.teacher.model import Teacher, load_base, open_teacher
@@ -393,10 +391,7 @@ def main() -> None:
     """Measure, print a line per value, and write the JSON file where asked."""
     options = parse()
     with user_errors(), torch_threads(options.threads):
-        found = measure(options)
-        sys.stdout.write("".join(f"{line}\n" for line in lines(found["rows"])))
-        if options.json:
-            write_json(options.json, found)
+        report(measure(options), options.json)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from bert_kd.errors import UserError
 from bert_kd.evaluate.findings import machine_facts
 from bert_kd.evaluate.format import significant
 from bert_kd.progress import progress, say
-from bert_kd.store import commit, read_json, versions
+from bert_kd.store import commit, read_json, versions, write_json
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 HELPDESK = REPOSITORY / "data" / "helpdesk"
@@ -252,6 +252,13 @@ def run_alone(script: str, *arguments: str, given: str = "") -> Any:
         env={**os.environ, "PYTHONPATH": os.pathsep.join(places)},
     )
     return json.loads(done.stdout)
+
+
+def report(found: Mapping[str, Any], path: Path | None) -> None:
+    """Print a line per value and, where asked, write the benchmark's JSON to `path`."""
+    sys.stdout.write("".join(f"{line}\n" for line in lines(found["rows"])))
+    if path:
+        write_json(path, found)
 
 
 @contextmanager

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,10 +30,10 @@ from speed_runs import (
     fact_row,
     facts,
     interleaved,
-    lines,
     options_parser,
     rate_rows,
     read_split,
+    report,
     torch_threads,
     user_errors,
 )
@@ -44,7 +43,6 @@ from training_loops import Loop, Parts, package_epoch, train_ordinarily
 from bert_kd.config import StudentConfig
 from bert_kd.data.batches import encode
 from bert_kd.progress import say
-from bert_kd.store import write_json
 from bert_kd.student.model import BiLSTM, Shape
 from bert_kd.student.train import Examples, evaluate, train
 from bert_kd.student.vocabulary import build_tokenizer
@@ -250,10 +248,7 @@ def main() -> None:
     """Measure, print a line per value, and write the JSON file where asked."""
     options = parse()
     with user_errors(), torch_threads(options.threads):
-        found = measure(options)
-        sys.stdout.write("".join(f"{line}\n" for line in lines(found["rows"])))
-        if options.json:
-            write_json(options.json, found)
+        report(measure(options), options.json)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from bert_kd.config import StudentConfig
 from bert_kd.data.batches import bucketed_batches
 from bert_kd.student.losses import DistillationLoss
 from bert_kd.student.model import BiLSTM, Output, Shape
-from bert_kd.student.train import Examples, _rate, evaluate, train
+from bert_kd.student.train import Examples, evaluate, learning_rates, train
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ def train_ordinarily(loop: Loop, validation: Examples, epochs: int) -> float:
     """
     settings = loop.config.training
     steps = math.ceil(len(loop.examples) / settings.batch_size)
-    rate = _rate(settings, epochs * steps)
+    rate = learning_rates(settings, epochs * steps)
     rates = map(rate, range(epochs * steps))
     best, kept, seconds = (-1.0, 0.0), deepcopy(loop.model.state_dict()), 0.0
     for number in range(epochs):

@@ -110,7 +110,7 @@ def train(
     model.embedding.weight.requires_grad_(not config.embedding.freeze)
     batches_per_epoch = math.ceil(len(examples) / settings.batch_size)
     epochs = settings.epochs_over(len(examples))
-    rate = _rate(settings, epochs * batches_per_epoch)
+    rate = learning_rates(settings, epochs * batches_per_epoch)
     model, objective = accelerator.prepare(model, objective)
     optimizers = [
         accelerator.prepare(optimizer) for optimizer in _optimizers(settings, model, objective)
@@ -304,7 +304,7 @@ def _optimizers(
     return optimizers
 
 
-def _rate(settings: TrainingConfig, steps: int) -> Callable[[int], float]:
+def learning_rates(settings: TrainingConfig, steps: int) -> Callable[[int], float]:
     """Return the learning rate at a step: a linear rise, then cosine, linear or constant."""
     rising = max(int(settings.warmup * steps), 1)
 
