@@ -39,11 +39,10 @@ def scores(logits: Floats, transform: Transform) -> list[list[float]]:
 
 def best(logits: Floats, labels: Sequence[str], transform: Transform = "softmax") -> Ranking:
     """Return each row's best label and its score; of equal ones the first label."""
+    if transform == "softmax" and len(logits) <= FEW:
+        return [_best_of(row, labels) for row in logits.tolist()]
     found = scores(logits, transform)
-    if len(logits) <= FEW:
-        columns = [row.index(max(row)) for row in logits.tolist()]
-    else:
-        columns = logits.argmax(axis=1).tolist()
+    columns = logits.argmax(axis=1).tolist()
     return [
         {"label": labels[column], "score": row[column]}
         for row, column in zip(found, columns, strict=True)
@@ -59,6 +58,12 @@ def ranked(
         [{"label": labels[column], "score": row[column]} for column in columns]
         for row, columns in zip(scores(logits, transform), order, strict=True)
     ]
+
+
+def _best_of(logits: Sequence[float], labels: Sequence[str]) -> dict[str, Any]:
+    largest = max(logits)
+    total = sum([math.exp(value - largest) for value in logits])
+    return {"label": labels[logits.index(largest)], "score": 1.0 / total}
 
 
 def _softmax(logits: Sequence[float]) -> list[float]:

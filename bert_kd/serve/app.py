@@ -127,16 +127,16 @@ class App:
             raise Refusal(
                 404, "not_found", "there is nothing at this path; /docs lists what there is"
             )
-        allowed = (["GET", "HEAD"] if gets is not None else []) + (["POST"] if posts else [])
-        if method not in allowed:
+        if posts and method == "POST":
+            self._admit_post(request)
+        elif gets is None or method not in ("GET", "HEAD"):
+            allowed = (["GET", "HEAD"] if gets is not None else []) + (["POST"] if posts else [])
             raise Refusal(
                 405,
                 "method_not_allowed",
                 f"this path answers {', '.join(allowed)} alone",
                 {b"allow": ", ".join(allowed).encode()},
             )
-        if method == "POST":
-            self._admit_post(request)
 
     def _admit_post(self, request: Request) -> None:
         kind = request.headers.get(b"content-type", b"")
@@ -291,8 +291,9 @@ class App:
                 f"{count} texts were given, {limits.texts} are answered at a time: send them in "
                 "several requests",
             )
-        for texts in (question.texts, question.texts_b or ()):
-            if texts and len(longest := max(texts, key=len)) > limits.characters:
+        for texts in (question.texts, question.texts_b):
+            if texts and max(map(len, texts)) > limits.characters:
+                longest = max(texts, key=len)
                 raise Refusal(
                     413,
                     "payload_too_large",

@@ -17,11 +17,11 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
 from time import perf_counter
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct, field
 
 Floats = npt.NDArray[np.float32]
 Compute = Callable[[Sequence[str], Sequence[str] | None], Floats]
@@ -38,8 +38,7 @@ TEXT_CHARACTERS = 8
 """What a text costs besides its characters, so that empty ones count too."""
 
 
-@dataclass(slots=True, eq=False)
-class Job:
+class Job(Struct, eq=False):
     """The texts of a request on their way through the engine."""
 
     texts: Sequence[str]
@@ -67,8 +66,7 @@ class Job:
         return self.cancelled or self.error is not None or self.taken == len(self.texts)
 
 
-@dataclass(frozen=True, slots=True)
-class Slice:
+class Slice(Struct, frozen=True):
     """The texts `start` to `stop` of a job."""
 
     job: Job

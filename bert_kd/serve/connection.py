@@ -21,7 +21,7 @@ import re
 from collections import deque
 from collections.abc import Callable
 from email.utils import formatdate
-from functools import partial
+from functools import lru_cache, partial
 from http import HTTPStatus
 from time import perf_counter
 from typing import Protocol
@@ -443,6 +443,7 @@ class Connection(asyncio.Protocol):
         return self._clock.loop.time()
 
 
+@lru_cache(maxsize=64)
 def _path(url: bytes) -> str:
     """Return the decoded path of a request's target, without its query."""
     target = url.partition(b"?")[0]

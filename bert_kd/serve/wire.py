@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import msgspec
@@ -207,8 +206,7 @@ class Reader(Generic[Body]):
         return f"{place or 'the body'}: {what[0].lower()}{what[1:]}"
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
+class Question(Struct, frozen=True, gc=False):
     """The texts of a request, and the shape that its answer has."""
 
     texts: list[str]
