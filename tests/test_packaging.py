@@ -34,7 +34,7 @@ def test_every_package_is_listed():
 def test_the_extras_are_there():
     extras = setup_cfg()["options.extras_require"]
     assert set(extras) == {
-        "runtime", "serve", "otel", "report", "bench", "ray", "offline", "dev", "all",
+        "runtime", "serve", "otel", "report", "bench", "offline", "dev", "all",
     }  # fmt: skip
     for name in set(extras) - {"all"}:
         assert name in extras["all"]
