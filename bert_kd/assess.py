@@ -97,6 +97,10 @@ def assess(
         models[0] = replace(models[0], description=about)
     for member in members:
         models.append(_student_model(config, run, member, students[member.name], splits, answers))
+    doubts = {
+        str(student.facts["doubt"]) for student in students.values() if "doubt" in student.facts
+    }
+    notes.extend(f"Students learned from the gold labels alone: {doubt}." for doubt in doubts)
     if models[0].ensemble:
         notes.append(_about_ensemble(models[0], shown))
     if settings.speed_rounds:

@@ -266,6 +266,10 @@ class LogitsConfig(Section):
     """The gate: the share of the majority class's errors that the teacher must avoid on gold
     labels.
     """
+    must_beat_linear: bool = True
+    """Where the teacher errs clearly more often on validation than a linear model of n-grams, as
+    one of another language does, students learn from the gold labels alone. False: they follow it.
+    """
     teachers: tuple[TeacherSource, ...] = ()
     """Caches to learn from; none: this run's own teacher alone."""
     combine: Literal["logits", "probabilities"] = "logits"
@@ -421,11 +425,11 @@ class TrainingConfig(Section):
     """The student's training loop."""
 
     epochs: Count | Literal["auto"] = "auto"
-    """Over train, transfer texts and views together; `auto`: 800,000 examples, 4 to 8 epochs."""
-    twin_epochs: Count | Literal["auto"] = "auto"
-    """Of a twin, over train alone, of which it needs more; `auto`: 400,000 examples, 6 to 20
-    epochs.
+    """Over train, transfer texts and views together; `auto`: 800,000 examples, 4 to 8 epochs; of
+    gold labels alone 400,000, 6 to 20 epochs.
     """
+    twin_epochs: Count | Literal["auto"] = "auto"
+    """Of a twin, over train alone, of which it needs more; `auto`: as of gold labels alone."""
     batch_size: Count = 32
     learning_rate: Positive = 1e-3
     weight_decay: NotNegative = 0.01
@@ -450,12 +454,14 @@ class TrainingConfig(Section):
     GPU or CPU that computes in it, else fp32.
     """
 
-    def epochs_over(self, rows: int, *, twin: bool = False) -> int:
-        """Return the epochs of a student, or of its twin, that learns from so many rows."""
+    def epochs_over(self, rows: int, *, gold: bool = False, twin: bool = False) -> int:
+        """Return the epochs of a student that learns from so many rows; `gold`: from gold labels
+        alone, as every twin does.
+        """
         asked = self.twin_epochs if twin else self.epochs
         if asked != "auto":
             return asked
-        examples, least, most = (400_000, 6, 20) if twin else (800_000, 4, 8)
+        examples, least, most = (400_000, 6, 20) if gold or twin else (800_000, 4, 8)
         return min(max(round(examples / max(rows, 1)), least), most)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bert_kd.config import Config, StudentConfig, TeacherSource
+from bert_kd.config import Config, LogitsConfig, StudentConfig, TeacherSource
 from bert_kd.errors import StageError
 from bert_kd.progress import say
 from bert_kd.store import RunFolder, Stamp, fingerprint, fingerprint_files
@@ -112,6 +112,18 @@ def _cached_teachers(stamp: Stamp) -> tuple[str, ...]:
     return tuple(value for key, value in stamp.inputs.items() if key.startswith("teacher"))
 
 
+def _telling_logits(logits: LogitsConfig, member: Member) -> dict[str, bool]:
+    """Return what a student or twin depends on of how teachers' answers are read. Left out is what
+    is at its default, so that students of a time before such a setting still stand.
+    """
+    found = {}
+    if logits.calibrate and not member.twin:
+        found["calibrate"] = True
+    if not logits.must_beat_linear:
+        found["must_beat_linear"] = False
+    return found
+
+
 def student_stamp(
     config: Config,
     member: Member,
@@ -147,8 +159,8 @@ def student_stamp(
             [(identify_cache(source, run), source.weight) for source in sources],
             config.logits.combine,
         )
-        if config.logits.calibrate:
-            telling["logits"] = {"calibrate": True}
+    if sources and (reading := _telling_logits(config.logits, member)):
+        telling["logits"] = reading
     return Stamp(
         "train-students",
         sections_of(config, "data", "teacher", "logits")

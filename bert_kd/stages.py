@@ -9,7 +9,7 @@ goes on with it). Data and reports are quick to make and follow their settings b
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -217,11 +217,12 @@ def train_students(config: Config, wishes: Wishes = NO_WISHES) -> dict[str, dict
     if due:
         from bert_kd.student.lesson import prepare_lesson, teach
 
+        doubt = _doubt(config, run, prepared, sources, due)
         for student in config.students:
             mine = [member for member in due if member.config.name == student.name]
             if not mine:
                 continue
-            lesson = prepare_lesson(student, config.logits, run, prepared, sources)
+            lesson = prepare_lesson(student, config.logits, run, prepared, sources, doubt)
             for member in mine:
                 folder = run.student(member.name)
                 teach(
@@ -234,6 +235,30 @@ def train_students(config: Config, wishes: Wishes = NO_WISHES) -> dict[str, dict
                 )
                 stamps[member].write(folder)
     return {member.name: read_json(run.student(member.name) / METRICS) for member in stamps}
+
+
+def _doubt(
+    config: Config,
+    run: RunFolder,
+    prepared: Prepared,
+    sources: Sequence[TeacherSource],
+    due: Sequence[Member],
+) -> str | None:
+    """Return why the teachers are not worth following, and say so; None where they are."""
+    following = any(member.config.loss.distils and not member.twin for member in due)
+    if not (sources and following and config.logits.must_beat_linear):
+        return None
+    from bert_kd.logits.panel import open_panel
+    from bert_kd.logits.reference import find_doubt
+
+    panel = open_panel(config.logits, sources, prepared.labels, run.split("validation"))
+    doubt = find_doubt(panel, run.split("train"), run.split("validation"))
+    if doubt is not None:
+        say(
+            f"{doubt}: students learn from the gold labels alone. Give a teacher that knows such "
+            "texts (teacher.model), or follow this one with logits.must_beat_linear = false"
+        )
+    return doubt
 
 
 # --- 05 ----------------------------------------------------------------------------------------

@@ -199,5 +199,6 @@ def test_more_rows_are_seen_less_often(rows, epochs, twin_epochs):
     settings = TrainingConfig()
     assert settings.epochs_over(rows) == epochs
     assert settings.epochs_over(rows, twin=True) == twin_epochs
+    assert settings.epochs_over(rows, gold=True) == twin_epochs
     asked = TrainingConfig(epochs=3, twin_epochs=5)
     assert (asked.epochs_over(rows), asked.epochs_over(rows, twin=True)) == (3, 5)

@@ -57,6 +57,7 @@ class Lesson:
     validation: Encoded
     teacher: Path | None  # the teacher's folder, for start vectors; the model is never loaded
     cache: Path | None  # the first teacher's answers, with its word vectors beside them
+    doubt: str | None = None  # why the teachers are not followed
 
 
 def prepare_lesson(
@@ -65,10 +66,12 @@ def prepare_lesson(
     run: RunFolder,
     prepared: Prepared,
     sources: Sequence[TeacherSource],
+    doubt: str | None = None,
 ) -> Lesson:
     """Build the tokenizer, encode what is learned and validation, and read the teachers' answers.
 
-    Without `sources` the rows are those of train alone: nobody has labelled the others.
+    Without `sources` the rows are those of train alone: nobody has labelled the others. So it is
+    with a `doubt`: why they are not worth following.
 
     Raises CacheError where answers are missing or the gate is not passed, StudentError where the
     configuration does not fit the teacher.
@@ -76,9 +79,10 @@ def prepare_lesson(
     teacher = run.teacher if (run.teacher / "tokenizer.json").exists() else None
     _check(config, sources, teacher)
     _check_classes(config, len(prepared.labels))
-    if not sources and "transfer" in prepared.rows:
+    followed = bool(sources) and doubt is None
+    if not followed and "transfer" in prepared.rows:
         say(f"{config.name}: transfer texts are left aside, as no teacher labels them")
-    splits = LEARNED if sources else LEARNED[:1]
+    splits = LEARNED if followed else LEARNED[:1]
     learned = [run.split(name) for name in splits if name in prepared.rows]
     vocabulary_from = teacher / "tokenizer.json" if teacher else None
     tokenizer = build_tokenizer(
@@ -88,7 +92,7 @@ def prepare_lesson(
     validation = encode_splits(tokenizer, [run.split("validation")])
     answers: Answers | None = None
     calibrations: tuple[Calibration, ...] = ()
-    if sources:
+    if followed:
         panel = open_panel(logits, sources, prepared.labels, run.split("validation"))
         calibrations = panel.calibrations
         for calibration in calibrations:
@@ -110,6 +114,7 @@ def prepare_lesson(
         validation,
         teacher,
         sources[0].folder if sources else None,
+        doubt,
     )
 
 
@@ -196,13 +201,15 @@ def teach(
 
     config = lesson.config
     examples = _examples(lesson, twin)
-    if twin:
+    gold = examples.logits is None
+    epochs = config.training.epochs_over(len(examples), gold=gold, twin=twin)
+    training = config.training.model_copy(update={"epochs": epochs})
+    config = config.model_copy(update={"training": training})
+    if gold and config.loss.distils:
         loss = LossConfig(
             hard_weight=1.0, soft_weight=0.0, label_smoothing=config.loss.label_smoothing
         )
-        epochs = config.training.epochs_over(len(examples), twin=True)
-        training = config.training.model_copy(update={"epochs": epochs})
-        config = config.model_copy(update={"loss": loss, "training": training})
+        config = config.model_copy(update={"loss": loss})
     sizes = config.model
     shape = Shape(
         vocabulary=lesson.tokenizer.get_vocab_size(),
@@ -239,6 +246,8 @@ def teach(
     )
     facts: dict[str, Any] = {"seed": seed, "twin": twin, "parameters": total}
     facts["distilled"] = config.loss.distils
+    if lesson.doubt is not None and not twin:
+        facts["doubt"] = lesson.doubt
     if lesson.calibrations and not twin:
         facts["calibrations"] = [asdict(calibration) for calibration in lesson.calibrations]
     student = Student(model.cpu().eval(), lesson.tokenizer, lesson.labels, name, facts)

@@ -14,10 +14,10 @@ import pytest
 from bert_kd import provenance, stages
 from bert_kd.config import Config
 from bert_kd.data.rows import read_rows
-from bert_kd.errors import CacheError, StudentError
+from bert_kd.errors import CacheError, StageError, StudentError
 from bert_kd.evaluate.metrics import measure
 from bert_kd.logits.cache import LogitCache, Manifest
-from bert_kd.provenance import NO_WISHES, members
+from bert_kd.provenance import NO_WISHES, Wishes, members
 from bert_kd.store import RunFolder, read_json
 from bert_kd.student.train import read_history
 
@@ -41,6 +41,7 @@ def configured(tmp_path: Path) -> Callable[..., Config]:
         features: bool = False,
         validation: int = 80,
         twin: bool = False,
+        must_beat_linear: bool = False,
     ) -> Config:
         generator = np.random.default_rng(5)
         source = tmp_path / "source"
@@ -58,7 +59,8 @@ def configured(tmp_path: Path) -> Callable[..., Config]:
                 "run": tmp_path / "run",
                 "data": {"source": str(source), "transfer": [str(source / "pool.txt")],
                          "format": "tsv"},
-                "logits": {"teachers": [{"folder": tmp_path / "answers"}], "calibrate": calibrate},
+                "logits": {"teachers": [{"folder": tmp_path / "answers"}], "calibrate": calibrate,
+                           "must_beat_linear": must_beat_linear},
                 "students": [{
                     "name": "base",
                     "twin": twin,
@@ -130,6 +132,33 @@ def test_beside_a_teacher_too_a_student_may_learn_from_gold_labels_alone(configu
     assert [member.name for member in members(config)] == ["base-seed17"]
     metrics = stages.train_students(config)
     assert metrics["base-seed17"]["examples"] == 120  # of 150 rows, those of train
+
+
+def test_a_teacher_that_knows_less_than_a_linear_model_is_not_followed(configured, capsys):
+    # Calibrated ones are often wrong; the classes' words are plain to see.
+    config = configured(calibrate=True, twin=True, must_beat_linear=True)
+    metrics = stages.train_students(config)
+    said = capsys.readouterr().err
+    assert "students learn from the gold labels alone" in said and "must_beat_linear" in said
+    assert metrics["base-seed17"]["examples"] == 120  # of 150 rows, those of train
+    notes = stages.evaluate(config).notes
+    assert sum("a linear model of n-grams on" in note for note in notes) == 1
+
+    followed = config.model_copy(
+        update={"logits": config.logits.model_copy(update={"must_beat_linear": False})}
+    )
+    with pytest.raises(StageError, match="must_beat_linear"):
+        stages.train_students(followed)
+    stages.train_students(followed, Wishes(force=frozenset({"train-students"})))
+    folder = RunFolder(config.run).student("base-seed17")
+    assert read_json(folder / "metrics.json")["examples"] == 150
+    assert not any("n-grams" in note for note in stages.evaluate(followed).notes)
+
+
+def test_a_teacher_that_knows_more_is_followed(configured):
+    config = configured(must_beat_linear=True)
+    assert stages.train_students(config)["base-seed17"]["examples"] == 150
+    assert not any("n-grams" in note for note in stages.evaluate(config).notes)
 
 
 @pytest.mark.parametrize("kind", ["mse", "cosine"])
