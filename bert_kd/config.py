@@ -284,8 +284,9 @@ class VocabularyConfig(Section):
     """The student's tokenizer."""
 
     kind: Literal["auto", "wordpiece", "words", "bpe"] = "auto"
-    """The teacher's WordPiece pruned to what occurs; whole words; byte-pair encoding trained on the
-    data. `auto`: `wordpiece` where the teacher has one that knows the texts, else `bpe`.
+    """The teacher's WordPiece pruned to what occurs; whole words, of Chinese its characters;
+    byte-pair encoding trained on the data. `auto`: `wordpiece` where the teacher has one that knows
+    the texts, else `words` of Chinese and `bpe` of others.
     """
     size: Annotated[int, Field(ge=16)] = 30_000
     """At most this many entries, the most frequent; of `wordpiece` and `bpe` single characters are

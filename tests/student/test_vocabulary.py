@@ -149,8 +149,11 @@ def test_the_teachers_wordpiece_is_taken_where_it_knows_the_texts(
     own = teacher_folder / "tokenizer.json"
     assert chosen(TEXTS, own) == "WordPiece" and chosen(TEXTS, None) == "BPE"
     assert "unknown" not in capsys.readouterr().err
-    assert chosen(HEADLINES, own) == "BPE"
+    assert chosen(["цены на жильё растут", "игры открылись"], own) == "BPE"
     assert "of the tokens are unknown to the teacher's WordPiece" in capsys.readouterr().err
+    # Of Chinese, characters; a few of them among other letters change nothing.
+    assert chosen(HEADLINES, own) == "WordLevel" and chosen(HEADLINES, None) == "WordLevel"
+    assert chosen(["iPhone 4 opened in 北京 today", "цены на жильё"], None) == "BPE"
     Tokenizer(models.BPE()).save(str(tmp_path / "tokenizer.json"))
     assert chosen(TEXTS, tmp_path / "tokenizer.json") == "BPE"
     assert "the teacher's tokenizer is BPE" in capsys.readouterr().err
