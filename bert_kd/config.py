@@ -427,7 +427,7 @@ class TrainingConfig(Section):
 
     epochs: Count | Literal["auto"] = "auto"
     """Over train, transfer texts and views together; `auto`: 800,000 examples, 4 to 8 epochs; of
-    gold labels alone 400,000, 6 to 20 epochs.
+    gold labels alone 400,000, 6 to 20 epochs. Of few rows up to 60 epochs, for 100,000 examples.
     """
     twin_epochs: Count | Literal["auto"] = "auto"
     """Of a twin, over train alone, of which it needs more; `auto`: as of gold labels alone."""
@@ -462,8 +462,10 @@ class TrainingConfig(Section):
         asked = self.twin_epochs if twin else self.epochs
         if asked != "auto":
             return asked
+        rows = max(rows, 1)
         examples, least, most = (400_000, 6, 20) if gold or twin else (800_000, 4, 8)
-        return min(max(round(examples / max(rows, 1)), least), most)
+        most = max(most, min(round(100_000 / rows), 60))
+        return min(max(round(examples / rows), least), most)
 
 
 class RowsConfig(Section):

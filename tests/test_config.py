@@ -193,7 +193,16 @@ def test_presets_fill_what_is_not_given():
 
 @pytest.mark.parametrize(
     ("rows", "epochs", "twin_epochs"),
-    [(100, 8, 20), (17_000, 8, 20), (40_000, 8, 10), (150_000, 5, 6), (1_000_000, 4, 6)],
+    [
+        (0, 60, 60),
+        (100, 60, 60),
+        (2_000, 50, 50),
+        (5_000, 20, 20),
+        (17_000, 8, 20),
+        (40_000, 8, 10),
+        (150_000, 5, 6),
+        (1_000_000, 4, 6),
+    ],
 )
 def test_more_rows_are_seen_less_often(rows, epochs, twin_epochs):
     settings = TrainingConfig()
