@@ -249,8 +249,8 @@ _ALL = (
         "chnsenticorp",
         ("test", "test_unseen", "validation"),
         (
-            "test_unseen is test without the texts that also stand in train. "
-            + CHOSEN_ON_VALIDATION,
+            "test_unseen is test without the texts that also stand in train. There is no teacher "
+            "here: the student learns from the gold labels alone. " + CHOSEN_ON_VALIDATION,
         ),
         curve=curves((2, 4, 8, 16)),
     ),
