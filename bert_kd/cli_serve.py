@@ -10,36 +10,49 @@ import typer
 from bert_kd.serve.limits import Limits
 
 DEFAULTS = Limits()
-LIMITS = "Limits, of each worker"
+LIMITS = "Limits, of each worker (S: seconds)"
+SECONDS = "S > 0"
 ACCESS = "Access"
 
 
 def serve(
     bundle: Annotated[
-        list[Path],
-        typer.Option("--bundle", "-b", help="Folder of an exported student; repeatable."),
+        list[str],
+        typer.Option(
+            "--bundle",
+            "-b",
+            metavar="[NAME=]DIR",
+            help="Folder of an exported student; repeatable. With NAME it is served under that "
+            "name, not under its own.",
+        ),
     ],
-    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="To listen at.")] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option(help="Port to listen at; 0: a free one.", min=0, max=65535)
+        int, typer.Option(metavar="PORT", help="To listen at; 0: a free one.", min=0, max=65535)
     ] = 8000,
     engine: Annotated[
-        Literal["auto", "native", "onnx"], typer.Option(help="What computes the answers.")
+        Literal["auto", "native", "onnx"],
+        typer.Option(metavar="NAME", help="What computes the answers: auto, native or onnx."),
     ] = "auto",
     threads: Annotated[
         int | None,
         typer.Option(
-            help="CPU threads of a model; none given: all, with several workers one.", min=1
+            metavar="N",
+            help="CPU threads of a model; none given: all, with several workers one.",
+            min=1,
         ),
     ] = None,
-    workers: Annotated[int, typer.Option(help="Processes that answer.", min=1)] = 1,
+    workers: Annotated[int, typer.Option(metavar="N", help="Processes that answer.", min=1)] = 1,
     reload_seconds: Annotated[
         float,
-        typer.Option(help="Between two looks for replaced bundles; 0: never.", min=0.0),
+        typer.Option(metavar="S", help="Between two looks for replaced bundles; 0: never.", min=0),
     ] = 1.0,
-    log_requests: Annotated[
-        bool, typer.Option(help="Log a JSON line for each request on standard output.")
-    ] = True,
+    no_log_requests: Annotated[
+        bool,
+        typer.Option(
+            "--no-log-requests", help="Log no JSON line for each request on standard output."
+        ),
+    ] = False,
     log_texts: Annotated[bool, typer.Option("--log-texts", help="Log the texts, too.")] = False,
     otel: Annotated[
         bool, typer.Option("--otel", help="Export spans by OpenTelemetry (extra 'otel').")
@@ -47,11 +60,14 @@ def serve(
     api_key: Annotated[
         str | None,
         typer.Option(
-            help="Key to ask for; others can read a command line.", rich_help_panel=ACCESS
+            metavar="KEY",
+            help="To ask for; others can read a command line.",
+            rich_help_panel=ACCESS,
         ),
     ] = None,
     api_key_file: Annotated[
-        Path | None, typer.Option(help="File of keys, one a line.", rich_help_panel=ACCESS)
+        Path | None,
+        typer.Option(metavar="FILE", help="Of keys, one a line.", rich_help_panel=ACCESS),
     ] = None,
     allow_no_key: Annotated[
         bool,
@@ -62,37 +78,45 @@ def serve(
         ),
     ] = False,
     max_requests: Annotated[
-        int, typer.Option(help="Requests in hand at once.", min=1, rich_help_panel=LIMITS)
+        int,
+        typer.Option(metavar="N", help="Requests in hand at once.", min=1, rich_help_panel=LIMITS),
     ] = DEFAULTS.concurrent_requests,
     max_connections: Annotated[
-        int, typer.Option(help="Open connections.", min=1, rich_help_panel=LIMITS)
+        int, typer.Option(metavar="N", help="Open connections.", min=1, rich_help_panel=LIMITS)
     ] = DEFAULTS.connections,
     max_queued_texts: Annotated[
-        int, typer.Option(help="Texts that wait.", min=1, rich_help_panel=LIMITS)
+        int, typer.Option(metavar="N", help="Texts that wait.", min=1, rich_help_panel=LIMITS)
     ] = DEFAULTS.queued_texts,
     max_texts: Annotated[
-        int, typer.Option(help="Texts in a request.", min=1, rich_help_panel=LIMITS)
+        int, typer.Option(metavar="N", help="Texts in a request.", min=1, rich_help_panel=LIMITS)
     ] = DEFAULTS.texts,
     max_characters: Annotated[
-        int, typer.Option(help="Characters in a text.", min=1, rich_help_panel=LIMITS)
+        int, typer.Option(metavar="N", help="Characters in a text.", min=1, rich_help_panel=LIMITS)
     ] = DEFAULTS.characters,
     max_payload: Annotated[
-        int, typer.Option(help="Bytes in a body.", min=1, rich_help_panel=LIMITS)
+        int, typer.Option(metavar="N", help="Bytes in a body.", min=1, rich_help_panel=LIMITS)
     ] = DEFAULTS.payload_bytes,
     header_seconds: Annotated[
-        float, typer.Option(help="For headers to arrive.", rich_help_panel=LIMITS)
+        float,
+        typer.Option(metavar=SECONDS, help="For headers to arrive.", rich_help_panel=LIMITS),
     ] = DEFAULTS.header_seconds,
     body_seconds: Annotated[
-        float, typer.Option(help="For a body to arrive.", rich_help_panel=LIMITS)
+        float,
+        typer.Option(metavar=SECONDS, help="For a body to arrive.", rich_help_panel=LIMITS),
     ] = DEFAULTS.body_seconds,
     request_seconds: Annotated[
-        float, typer.Option(help="For an answer.", rich_help_panel=LIMITS)
+        float,
+        typer.Option(metavar=SECONDS, help="For an answer.", rich_help_panel=LIMITS),
     ] = DEFAULTS.request_seconds,
     idle_seconds: Annotated[
-        float, typer.Option(help="For the next request.", rich_help_panel=LIMITS)
+        float,
+        typer.Option(metavar=SECONDS, help="For the next request.", rich_help_panel=LIMITS),
     ] = DEFAULTS.idle_seconds,
     drain_seconds: Annotated[
-        float, typer.Option(help="For what is in hand at the end.", rich_help_panel=LIMITS)
+        float,
+        typer.Option(
+            metavar=SECONDS, help="For what is in hand at the end.", rich_help_panel=LIMITS
+        ),
     ] = DEFAULTS.drain_seconds,
 ) -> None:
     """07: answer POST /predict over HTTP, with a page at / and the API at /docs."""
@@ -101,7 +125,7 @@ def serve(
     from bert_kd.serve.worker import Settings
 
     settings = Settings(
-        bundles=tuple(str(folder) for folder in bundle),
+        bundles=tuple(bundle),
         engine=engine,
         threads=threads,
         workers=workers,
@@ -120,7 +144,7 @@ def serve(
             drain_seconds=drain_seconds,
         ),
         reload_seconds=reload_seconds,
-        log_requests=log_requests,
+        log_requests=not no_log_requests,
         log_texts=log_texts,
         otel=otel,
     )

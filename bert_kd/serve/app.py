@@ -21,7 +21,7 @@ import math
 import re
 import traceback
 from base64 import b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict
 from functools import partial
@@ -36,7 +36,7 @@ from bert_kd.errors import nearest
 from bert_kd.serve import answers, openapi, wire
 from bert_kd.serve.batcher import Job
 from bert_kd.serve.connection import JSON, Reply, Request, Response
-from bert_kd.serve.keys import CHALLENGE, Keys
+from bert_kd.serve.keys import Keys, challenges
 from bert_kd.serve.limits import Limits
 from bert_kd.serve.logs import Log
 from bert_kd.serve.metrics import CONTENT_TYPE, Metrics
@@ -46,13 +46,18 @@ from bert_kd.serve.wire import Question, Refusal, Transform
 
 PAGE = Path(__file__).parent / "page" / "index.html"
 HTML = b"text/html; charset=utf-8"
+IDENTITY = b"identity"
+HOST = re.compile(r"[A-Za-z0-9._:\[\]-]{1,255}")
+"""What a header `Host` may hold to be shown in an example."""
 ENDPOINTS = ("predict", "inference", "health", "ready", "info", "metrics", "docs", "page", "other")
 """As metrics name them."""
 COUNTED_CHARACTERS = 4096
 """Texts up to so many are counted in tokens on the event loop, where `truncate` is false."""
+LOGGED_PATH = 200
+"""Characters of a path in logs and spans."""
 
 Answered = Callable[[Job], bytes]
-Get = Callable[[], Response]
+Get = Callable[[Request], Response]
 
 
 class App:
@@ -89,15 +94,14 @@ class App:
         self._trace = trace
         self._predict_reader = wire.Reader(wire.PredictRequest)
         self._inference_reader = wire.Reader(wire.InferenceRequest)
-        document = openapi.document(models.names, bool(keys))
+        self._document = openapi.document(models.names, bool(keys))
         page = html_response(PAGE.read_bytes())
-        docs = html_response(openapi.page(document).encode())
-        schema = Response(200, wire.encode(document))
+        schema = Response(200, wire.encode(self._document))
         self._gets: Mapping[str, tuple[str, Get]] = {
-            "/": ("page", lambda: page),
-            "/docs": ("docs", lambda: docs),
-            "/openapi.json": ("docs", lambda: schema),
-            "/health": ("health", lambda: Response(200, b'{"status":"ok"}')),
+            "/": ("page", lambda _: page),
+            "/docs": ("docs", self._docs),
+            "/openapi.json": ("docs", lambda _: schema),
+            "/health": ("health", lambda _: Response(200, b'{"status":"ok"}')),
             "/ready": ("ready", self._ready),
             "/info": ("info", self._info),
             "/metrics": ("metrics", self._render),
@@ -121,7 +125,7 @@ class App:
                 401,
                 "unauthorized",
                 "the API key is missing or wrong: send the header Authorization: Bearer KEY",
-                {b"www-authenticate": CHALLENGE},
+                challenges(request.label in ("page", "docs")),
             )
         if not posts and gets is None:
             raise Refusal(
@@ -134,8 +138,8 @@ class App:
             raise Refusal(
                 405,
                 "method_not_allowed",
-                f"this path answers {', '.join(allowed)} alone",
-                {b"allow": ", ".join(allowed).encode()},
+                f"{method} is not answered at this path: use {_either(allowed)}",
+                ((b"allow", ", ".join(allowed).encode()),),
             )
 
     def _admit_post(self, request: Request) -> None:
@@ -145,6 +149,12 @@ class App:
                 415,
                 "unsupported_media_type",
                 "send the body as JSON, with the header content-type: application/json",
+            )
+        if request.headers.get(b"content-encoding", IDENTITY).lower() != IDENTITY:
+            raise Refusal(
+                415,
+                "unsupported_media_type",
+                "compressed bodies are not read: send it without the header content-encoding",
             )
         if self.in_hand >= self.limits.concurrent_requests:
             raise _overloaded(f"{self.in_hand} requests are in hand")
@@ -157,7 +167,7 @@ class App:
         """Answer a request: calls `reply`, now or later, once."""
         try:
             if request.method != "POST":
-                reply(self._gets[request.path][1]())
+                reply(self._gets[request.path][1](request))
             elif request.path == "/predict":
                 self._predict(request, reply)
             else:
@@ -170,7 +180,7 @@ class App:
     def refuse(self, refusal: Refusal) -> Response:
         """Return the response to a request that is not answered."""
         failure = wire.Failure(refusal.message, refusal.kind)
-        return Response(refusal.status, wire.encode(failure), JSON, tuple(refusal.headers.items()))
+        return Response(refusal.status, wire.encode(failure), JSON, refusal.headers)
 
     def _predict(self, request: Request, reply: Reply) -> None:
         """Answer in the shapes of transformers' text-classification pipeline."""
@@ -191,7 +201,7 @@ class App:
             ranked = answers.ranked(job.logits, labels, count, transform)
             return wire.encode(ranked[0] if question.single else ranked)
 
-        self._answer(request, reply, model, question, write, body.truncate)
+        self._answer(request, reply, model, question, write, body.truncate is not False)
 
     def _inference(self, request: Request, reply: Reply) -> None:
         """Answer in the shape of Hugging Face's inference API: of each input all labels."""
@@ -310,14 +320,14 @@ class App:
         if job.error is not None:
             reply(self._fail(request, job.error))
             return
+        queued = job.begun - job.submitted
         try:
             body = write(job)
+            self._metrics.add("texts_total", model.name, amount=len(job.texts))
+            self._metrics.observe("queue_seconds", model.name, value=queued)
         except Exception as error:
             reply(self._fail(request, error))
             return
-        self._metrics.add("texts_total", model.name, amount=len(job.texts))
-        queued = job.begun - job.submitted
-        self._metrics.observe("queue_seconds", model.name, value=queued)
         total = perf_counter() - request.arrived
         timing = b"predict;dur=%.3f, queue;dur=%.3f, compute;dur=%.3f" % (
             1e3 * total, 1e3 * queued, 1e3 * (job.done - job.begun),
@@ -336,23 +346,30 @@ class App:
 
     # --- the server itself ---------------------------------------------------------------------
 
-    def _ready(self) -> Response:
+    def _ready(self, _: Request) -> Response:
         if self.stopping:
             raise Refusal(503, "stopping", "the server is stopping")
         return Response(200, b'{"status":"ready"}')
 
-    def _info(self) -> Response:
+    def _docs(self, request: Request) -> Response:
+        """The API as a page, whose examples ask where this request came to."""
+        host = request.headers.get(b"host", b"").decode("ascii", "replace")
+        known = HOST.fullmatch(host) is not None
+        return html_response(openapi.page(self._document, host if known else "HOST").encode())
+
+    def _info(self, _: Request) -> Response:
         known = {name: value for name, value in asdict(self.limits).items()}
         limits = {name: known[name] for name in wire.LimitsInfo.__struct_fields__}
         info = wire.Info(
             version=bert_kd.__version__,
             workers=self._workers,
+            key_required=bool(self._keys),
             limits=wire.LimitsInfo(**limits),
             bundles=[self._models[name].info for name in self._models.names],
         )
         return Response(200, wire.encode(info))
 
-    def _render(self) -> Response:
+    def _render(self, _: Request) -> Response:
         self.gauge()
         return Response(200, self._metrics.render(), CONTENT_TYPE)
 
@@ -376,7 +393,7 @@ class App:
         if self._log_requests and label not in ("health", "ready", "metrics"):
             self._log.write(
                 "info", "request", request=request.id.decode(), method=request.method,
-                path=request.path, status=status, texts=request.texts,
+                path=request.path[:LOGGED_PATH], status=status, texts=request.texts,
                 milliseconds=round(1e3 * seconds, 3),
             )  # fmt: skip
         if self._trace is not None and response is not None:
@@ -386,7 +403,7 @@ class App:
                 seconds,
                 {
                     "http.request.method": request.method,
-                    "url.path": request.path,
+                    "url.path": request.path[:LOGGED_PATH],
                     "http.response.status_code": response.status,
                     "bert_kd.texts": request.texts,
                 },
@@ -412,10 +429,14 @@ def html_response(html: bytes) -> Response:
     return Response(200, html, HTML, ((b"content-security-policy", policy),))
 
 
+def _either(words: Sequence[str]) -> str:
+    return " or ".join([*([", ".join(words[:-1])] if words[1:] else []), words[-1]])
+
+
 def _overloaded(why: str) -> Refusal:
     return Refusal(
         429,
         "overloaded",
         f"{why}, as much as the server takes on: ask again in a second",
-        {b"retry-after": b"1"},
+        ((b"retry-after", b"1"),),
     )

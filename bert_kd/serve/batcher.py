@@ -190,7 +190,10 @@ class Batcher:
     def _deliver(
         self, batch: Sequence[Slice], parts: Sequence[Floats | Exception], seconds: float
     ) -> None:
-        self._observe(sum([part.stop - part.start for part in batch]), seconds)
+        try:
+            self._observe(sum([part.stop - part.start for part in batch]), seconds)
+        except Exception as error:
+            self._tell("a batch was not observed", error)
         now = perf_counter()
         for part, found in zip(batch, parts, strict=True):
             job = part.job
@@ -218,4 +221,7 @@ class Batcher:
             job.finish(job)
         except Exception as error:
             # A bug here must not cost the other requests of the batch their answers.
-            self._loop.call_exception_handler({"message": "a job's end failed", "exception": error})
+            self._tell("a job's end failed", error)
+
+    def _tell(self, message: str, error: Exception) -> None:
+        self._loop.call_exception_handler({"message": message, "exception": error})

@@ -1,10 +1,9 @@
 """One connection: HTTP/1.1 in, requests to the application, responses out.
 
-A server's general frameworks cost more than the model: of a request with a text of 50 characters,
-uvicorn (httptools, uvloop) took 25 µs of CPU for an ASGI application that does nothing, granian 33
-(20 by its own interface), this protocol over the same parser and loop 8. It also decides before
-the body is read, which ASGI leaves to the server, and every wait has an end: for headers, body,
-answer, the next request, and a client that does not read.
+Beside a small model, what a general server takes to read a request and call an ASGI application
+counts: `benchmarks/serving_protocols.py` measures it and this protocol, over the same parser and
+loop. It also decides before the body is read, which ASGI leaves to the server, and every wait has
+an end: for headers, body, answer, the next request, and a client that does not read.
 
 Here: reading, refusing and writing, in order, also of pipelined requests. Parsing is llhttp's
 (`httptools`). Not here: what a request means (`app.py`), and the clock that calls `expire`
@@ -34,7 +33,11 @@ from bert_kd.serve.wire import Refusal
 
 JSON = b"application/json"
 HEADER_BYTES = 32 * 1024
-"""A request's line and headers, together."""
+"""A request's target and headers, together."""
+LINE_MARKS = 64
+"""What a request's line takes at most besides its target."""
+HEADER_MARKS = len(": \r\n")
+"""What a header takes besides its name and value."""
 LINGER_SECONDS = 2.0
 """After a refusal in the middle of a body, what still comes is read and thrown away so long: a
 connection that is closed at once is reset, and its client may never see the refusal."""
@@ -163,10 +166,17 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # until it is made
         self._incoming: Request | None = None
+        self._headers: dict[bytes, bytes] = {}
+        """Those of the incoming request."""
         self._url = b""
         self._head_open = False
         """A request's headers have begun and not ended."""
         self._head_bytes = 0
+        """Of the target and the headers that are whole."""
+        self._head_read = 0
+        """Bytes of the reads in which the head neither began nor ended."""
+        self._declined: Request | None = None
+        """It would go on in another protocol, and is read again without that wish."""
         self._waiting: deque[Request] = deque()
         self._active: Request | None = None
         self._advancing = False
@@ -201,26 +211,60 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._deaf:
             return
+        before = self._incoming
         try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            # Another protocol is not spoken here: answered as what it is, the last request.
-            self._deaf = True
-            for request in (self._active, *self._waiting):
-                if request is not None:
-                    request.keep_alive = False
+            try:
+                self._parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                self._read_on(memoryview(data)[upgrade.args[0] :])
         except httptools.HttpParserError as error:
             if not self._deaf:
                 self._stop_reading(Refusal(400, "invalid_http", f"this is no HTTP/1.1: {error}"))
-        if self._head_open:
-            self._head_bytes += len(data)
-            if self._head_bytes > HEADER_BYTES and not self._deaf:
-                self._stop_reading(
-                    Refusal(431, "headers_too_large", f"the headers are over {HEADER_BYTES} bytes")
-                )
+        if self._incoming is not None:
+            self._look_at_rest(self._incoming, self._incoming is before, len(data))
         self._advance()
         if self._waiting:
             self._pause()
+
+    def _look_at_rest(self, request: Request, throughout: bool, size: int) -> None:
+        """Refuse a request that is not all there: its head is too long, or its body not wanted.
+
+        `throughout`: the last read, of `size` bytes, was of this request from its first byte on.
+        """
+        if not self._head_open:
+            if request.refusal is not None:
+                self._stop_reading(request.refusal)
+        elif throughout:
+            self._head_read += size
+            if self._head_read > HEADER_BYTES + LINE_MARKS:
+                self._stop_reading(_head_too_large())
+
+    def _read_on(self, rest: memoryview) -> None:
+        """Read on in HTTP/1.1 where the parser takes what follows for another protocol.
+
+        A server may ignore a wish to upgrade (RFC 9110, section 7.8). The parser has skipped the
+        body, so that another one reads the head without the wish, and what follows.
+        """
+        while self._declined is not None:
+            head, self._declined = self._head_again(self._declined), None
+            self._parser = httptools.HttpRequestParser(self)
+            self._parser.feed_data(head)
+            try:
+                self._parser.feed_data(rest)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                rest = rest[upgrade.args[0] :]
+        # After CONNECT nothing is HTTP; it is answered itself, as the last request.
+        self._deaf = True
+        if self._waiting:
+            self._waiting[-1].keep_alive = False
+
+    def _head_again(self, request: Request) -> bytes:
+        """Return the head of a request without its header `Upgrade`."""
+        start = (self._parser.get_method(), self._url, self._parser.get_http_version().encode())
+        lines = [b"%b %b HTTP/%b" % start]
+        lines += [b"%b: %b" % line for line in request.headers.items() if line[0] != b"upgrade"]
+        return b"\r\n".join([*lines, b"", b""])
 
     def eof_received(self) -> bool:
         """A client may close its half and still wait for the answer."""
@@ -258,40 +302,55 @@ class Connection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         if self._deaf:
             return
-        self._incoming = Request()
+        self._incoming = request = Request()
+        self._headers = request.headers
         self._url = b""
         self._head_open = True
-        self._head_bytes = 0
+        self._head_bytes = self._head_read = 0
         self.read_by = self._now() + self._limits.header_seconds
 
     def on_url(self, url: bytes) -> None:
         self._url += url
+        self._head_bytes += len(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._incoming is not None:
-            self._incoming.headers[name.lower()] = value
+        self._headers[name.lower()] = value
+        self._head_bytes += len(name) + len(value) + HEADER_MARKS
 
     def on_headers_complete(self) -> None:
         request = self._incoming
         self._head_open = False
         if request is None or self._deaf:
             return
-        request.method = self._parser.get_method().decode("ascii", "replace")
+        headers = request.headers
+        if b"upgrade" in headers and self._wants_another_protocol():
+            self._declined, self._incoming = request, None
+            return
+        request.method = self._parser.get_method().decode()
         request.path = _path(self._url)
         request.old_version = self._parser.get_http_version() == "1.0"
         request.keep_alive = self._parser.should_keep_alive()
-        given = request.headers.get(b"x-request-id", b"")
-        request.id = given if REQUEST_ID.fullmatch(given) else b"%b-%x" % (_PREFIX, next(_numbers))
+        given = headers.get(b"x-request-id")
+        if given and REQUEST_ID.fullmatch(given):
+            request.id = given
+        else:
+            request.id = b"%b-%x" % (_PREFIX, next(_numbers))
         self.read_by = self._now() + self._limits.body_seconds
+        if self._head_bytes > HEADER_BYTES:
+            self._stop_reading(_head_too_large())
+            return
         try:
-            self._check_length(request.headers.get(b"content-length"))
+            if b"host" not in headers and not request.old_version:
+                raise Refusal(400, "invalid_http", "HTTP/1.1 asks for the header Host: send it")
+            length = headers.get(b"content-length")
+            if length is not None and int(length) > self._limits.payload_bytes:
+                raise self._too_large()
             self._application.admit(request)
         except Refusal as refusal:
-            if refusal.status == 413 or b"expect" in request.headers:
-                self._stop_reading(refusal)
+            # Where its body is there by now, it is skipped; else `data_received` ends it.
             request.refusal = refusal
             return
-        if request.headers.get(b"expect", b"").lower() == b"100-continue":
+        if b"expect" in headers and headers[b"expect"].lower() == b"100-continue":
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
@@ -315,9 +374,8 @@ class Connection(asyncio.Protocol):
         self._waiting.append(request)
         self.read_by = math.inf
 
-    def _check_length(self, length: bytes | None) -> None:
-        if length is not None and int(length) > self._limits.payload_bytes:
-            raise self._too_large()
+    def _wants_another_protocol(self) -> bool:
+        return self._parser.should_upgrade() and self._parser.get_method() != b"CONNECT"
 
     def _too_large(self) -> Refusal:
         return Refusal(
@@ -428,7 +486,7 @@ class Connection(asyncio.Protocol):
                 503,
                 "timeout",
                 f"no answer within {self._limits.request_seconds:g} seconds: ask for fewer texts",
-                {b"retry-after": b"1"},
+                ((b"retry-after", b"1"),),
             )
             self._reply(self._active, self._application.refuse(late))
         elif now > self.read_by:
@@ -441,6 +499,10 @@ class Connection(asyncio.Protocol):
 
     def _now(self) -> float:
         return self._clock.loop.time()
+
+
+def _head_too_large() -> Refusal:
+    return Refusal(431, "headers_too_large", f"the headers are over {HEADER_BYTES} bytes")
 
 
 @lru_cache(maxsize=64)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from bert_kd.errors import UserError
 
-CHALLENGE = b'Bearer realm="bert_kd", Basic realm="bert_kd", charset="UTF-8"'
-"""Basic, with the key as the password, lets a browser ask for the key and open the page."""
+BEARER = (b"www-authenticate", b'Bearer realm="bert_kd"')
+BASIC = (b"www-authenticate", b'Basic realm="bert_kd", charset="UTF-8"')
 
 
 class Keys:
@@ -35,6 +35,16 @@ class Keys:
         digest = hashlib.sha256(given).digest()
         # All of them are compared, whichever it is.
         return any([hmac.compare_digest(digest, known) for known in self._digests])
+
+
+def challenges(page: bool) -> tuple[tuple[bytes, bytes], ...]:
+    """Return the headers that ask for a key; `page`: of a browser that opens a page.
+
+    Basic, with the key as the password, lets it ask and go on, also with the page's own requests.
+    Were these asked for it, too, the browser would ask behind the page's back. Each challenge is a
+    header: of two in one, Chromium reads the first alone.
+    """
+    return (BEARER, BASIC) if page else (BEARER,)
 
 
 def _given(authorization: bytes) -> bytes | None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
-from bert_kd.errors import BundleError, MissingExtra, UserError
+from bert_kd.errors import MissingExtra, UserError
 from bert_kd.progress import say
-from bert_kd.runtime.bundle import read_bundle
 
 try:
     import httptools  # noqa: F401
@@ -19,6 +18,7 @@ try:
 except ModuleNotFoundError as error:
     raise MissingExtra(error.name or "httptools", "serve") from None
 
+from bert_kd.serve.models import Source, read_sources
 from bert_kd.serve.supervisor import Supervisor
 from bert_kd.serve.worker import Settings, Worker
 
@@ -34,11 +34,14 @@ def serve(
     Raises UserError where the address cannot be listened on, or is open to other machines and no
     key is asked for (`allow_no_key`: then too); BundleError where a bundle cannot be loaded.
     """
-    names = _names(settings.bundles)
+    sources = read_sources(settings.bundles)
+    names = ", ".join(source.name for source in sources)
     if settings.workers < 1:
         raise UserError(f"workers is {settings.workers}: give 1 or more")
-    if settings.reload_seconds < 0:
-        raise UserError(f"reload_seconds is {settings.reload_seconds:g}: give 0 or more")
+    if not 0 <= settings.reload_seconds < math.inf:
+        raise UserError(
+            f"reload_seconds is {settings.reload_seconds:g}: give seconds, or 0 for never"
+        )
     with listen(host, port) as listener:
         if not (settings.keys or allow_no_key or is_loopback(listener)):
             raise UserError(
@@ -49,36 +52,22 @@ def serve(
         address = f"http://{where}:{listener.getsockname()[1]}/"
 
         def ready() -> None:
-            say(f"serving {', '.join(names)} at {address}")
+            say(f"serving {names} at {address}")
 
-        run = _runner(settings, listener, names)
+        run = _runner(settings, listener, sources)
         run(ready)
 
 
 def _runner(
-    settings: Settings, listener: socket.socket, names: tuple[str, ...]
+    settings: Settings, listener: socket.socket, sources: Sequence[Source]
 ) -> Callable[[Callable[[], None]], None]:
     """Return what serves: this process, or a supervisor of several."""
     if settings.workers == 1:
-        return Worker(settings, listener, names).run
+        return Worker(settings, listener, sources).run
     if settings.threads is None:
         # Workers share the cores; a batch each is what fills them.
         settings = replace(settings, threads=1)
-    return Supervisor(settings, listener, names).run
-
-
-def _names(bundles: Sequence[str]) -> tuple[str, ...]:
-    """Return the bundles' names. Raises BundleError for what is none, and for two of one name."""
-    if not bundles:
-        raise BundleError("there is no bundle to serve: give at least one")
-    names = [read_bundle(Path(folder)).name for folder in bundles]
-    for name in names:
-        if names.count(name) > 1:
-            raise BundleError(
-                f"two of the bundles are called {name!r}: serve them on two ports, or export one "
-                "under another name"
-            )
-    return tuple(names)
+    return Supervisor(settings, listener, sources).run
 
 
 def is_loopback(listener: socket.socket) -> bool:

@@ -63,6 +63,7 @@ def families(models: Sequence[str], endpoints: Sequence[str]) -> tuple[Family, .
         Family("requests_in_hand", "gauge", "Requests being received or answered", {}),
         Family("queued_texts", "gauge", "Texts that wait to be computed", {}),
         Family("connections", "gauge", "Open connections", {}),
+        Family("workers", "gauge", "Worker processes that serve", {}),
         Family("worker_starts_total", "counter", "Starts of worker processes", {}),
         Family("log_lines_dropped_total", "counter", "Log lines that nobody read in time", {}),
     )

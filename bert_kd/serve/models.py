@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bert_kd.errors import BundleError, UserError
-from bert_kd.runtime.bundle import FACTS, MODELS, TOKENIZER
+from bert_kd.runtime.bundle import FACTS, MODELS, TOKENIZER, read_bundle
 from bert_kd.runtime.predictor import Predictor
 from bert_kd.serve.batcher import Batcher
 from bert_kd.serve.wire import BundleInfo
@@ -27,8 +28,51 @@ if TYPE_CHECKING:
 
 Signature = tuple[tuple[str, int, int, int], ...]
 """Name, inode, time and size of a bundle's files."""
+NAME = re.compile(r"[\w.-]+")
+"""A name that is given to a bundle."""
 ATTEMPTS = 5
 """At loading a bundle that is replaced meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a bundle lies, and the name that it is served under."""
+
+    name: str
+    folder: str
+    given: bool = False
+    """The name was given with the folder, whatever the bundle in it is called. Else it is the
+    bundle's own, and a bundle of another name is refused there."""
+
+
+def read_sources(asked: Sequence[str]) -> tuple[Source, ...]:
+    """Return the sources that are asked for, each as `DIR` or `NAME=DIR`.
+
+    Raises BundleError where one is no bundle, two have one name, or there is none.
+    """
+    if not asked:
+        raise BundleError("there is no bundle to serve: give at least one")
+    found = [_read_source(one) for one in asked]
+    names = [source.name for source in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise BundleError(
+                f"two of the bundles are called {name!r}: serve one under another name, with "
+                "--bundle NAME=DIR"
+            )
+    return tuple(found)
+
+
+def _read_source(asked: str) -> Source:
+    name, given, folder = asked.partition("=")
+    if not given or os.path.exists(asked):
+        return Source(read_bundle(asked).name, asked)
+    if not NAME.fullmatch(name):
+        raise BundleError(
+            f"--bundle {asked!r}: {name!r} is no name; take letters, digits, '.', '_' and '-'"
+        )
+    read_bundle(folder)
+    return Source(name, folder, given=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +87,14 @@ class Reload:
 class Model:
     """A predictor and the batcher before it."""
 
-    def __init__(self, predictor: Predictor, batcher: Batcher, signature: Signature) -> None:
+    def __init__(
+        self, name: str, predictor: Predictor, batcher: Batcher, signature: Signature
+    ) -> None:
+        self.name = name
         self.predictor = predictor
         self.batcher = batcher
         self.signature = signature
         bundle = predictor.bundle
-        self.name = bundle.name
         self.pair = predictor.pair
         self.labels = predictor.labels
         self.max_tokens = bundle.max_tokens
@@ -94,29 +140,17 @@ class Models:
 
     def __init__(
         self,
-        folders: Sequence[Path],
-        make_batcher: Callable[[Predictor], Batcher],
+        sources: Sequence[Source],
+        make_batcher: Callable[[str, Predictor], Batcher],
         open_bundle: Callable[[Path], Predictor],
     ) -> None:
-        """Load the bundles. Raises BundleError where one can't be, or two have one name."""
+        """Load the bundles. Raises BundleError where one can't be, or has another name now."""
+        self._sources = sources
         self._make_batcher = make_batcher
         self._open = open_bundle
-        self._models: dict[str, Model] = {}
-        self._folders: dict[str, Path] = {}
+        self._models = {source.name: self._load(source) for source in sources}
         self._refused: dict[str, Signature] = {}
-        for folder in folders:
-            predictor, seen = self._load(folder)
-            name = predictor.bundle.name
-            if name in self._models:
-                raise BundleError(
-                    f"two of the bundles are called {name!r}: serve them on two ports, or export "
-                    "one under another name"
-                )
-            self._models[name] = Model(predictor, make_batcher(predictor), seen)
-            self._folders[name] = folder
-        if not self._models:
-            raise BundleError("there is no bundle to serve: give at least one")
-        self.default = next(iter(self._models))
+        self.default = sources[0].name
 
     def __getitem__(self, name: str) -> Model:
         return self._models[name]
@@ -138,40 +172,45 @@ class Models:
         """Load what was replaced on disk since, and return what came of it."""
         found = []
         loop = asyncio.get_running_loop()
-        for name, folder in self._folders.items():
-            seen = signature(folder)
+        for source in self._sources:
+            name = source.name
+            seen = signature(Path(source.folder))
             if seen is None or seen in (self._models[name].signature, self._refused.get(name)):
                 continue
             try:
-                predictor, loaded = await loop.run_in_executor(executor, self._load, folder)
-                if predictor.bundle.name != name:
-                    raise BundleError(
-                        f"{folder} now holds the bundle {predictor.bundle.name!r}: start the "
-                        "server anew to serve it under that name"
-                    )
+                model = await loop.run_in_executor(executor, self._load, source)
             except Exception as error:
                 # Whatever it is, the old one goes on. As it is on disk, it is not tried again.
                 self._refused[name] = seen
                 why = str(error) if isinstance(error, UserError) else repr(error)
                 found.append(Reload(name, why))
                 continue
-            self._models[name] = Model(predictor, self._make_batcher(predictor), loaded)
+            self._models[name] = model
             self._refused.pop(name, None)
             found.append(Reload(name, None))
         return found
 
-    def _load(self, folder: Path) -> tuple[Predictor, Signature]:
-        """Return the folder's predictor, all of one version, and what its files looked like."""
+    def _load(self, source: Source) -> Model:
+        """Return the model of a source's folder, all of one version."""
+        folder = Path(source.folder)
         for _ in range(ATTEMPTS):
             seen = signature(folder)
             try:
                 predictor = self._open(folder)
-            except UserError:
+                if not source.given and predictor.bundle.name != source.name:
+                    raise BundleError(
+                        f"{folder} now holds the bundle {predictor.bundle.name!r}, and it is "
+                        f"served as {source.name!r}: start the server anew to serve the other"
+                    )
+                model = Model(
+                    source.name, predictor, self._make_batcher(source.name, predictor), seen or ()
+                )
+            except (UserError, FileNotFoundError):
                 if seen is not None and seen == signature(folder):
                     raise
                 continue  # it was replaced in between
             if seen is not None and seen == signature(folder):
-                return predictor, seen
+                return model
         raise BundleError(f"{folder} keeps changing while it is loaded, or is no bundle")
 
 

@@ -6,9 +6,11 @@ The page is plain HTML without scripts: it needs nothing from outside and can be
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any, get_args
+from urllib.parse import quote
 
 import msgspec
 
@@ -32,7 +34,7 @@ REFUSALS: Mapping[int, str] = {
     404: "There is nothing at this path, or no such model.",
     408: "The request took too long to arrive.",
     413: "The body is too large.",
-    415: "The body is not sent as application/json.",
+    415: "The body is not sent as application/json, or is compressed.",
     422: "A field is wrong; the message names it.",
     429: "The server has as much in hand as it takes on: ask again after Retry-After seconds.",
     431: "The headers are too large.",
@@ -51,6 +53,8 @@ _RANKINGS = {
     "description": "Of each input its labels, best first.",
     "items": {"type": "array", "items": {"$ref": _REF.format(name="Answer")}},
 }
+COMMON = (400, 408, 413, 431, 500)
+"""What any request can be answered with."""
 _HTML = {"text/html": {"schema": {"type": "string"}}}
 _EXAMPLE = "where is my parcel?"
 
@@ -60,10 +64,13 @@ def document(models: Iterable[str], keyed: bool) -> Document:
     types = [PredictRequest, InferenceRequest, Answer, Failure, Status, Info]
     _, components = msgspec.json.schema_components(types, ref_template=_REF)
     components["Failure"]["properties"]["error_type"]["enum"] = list(get_args(ErrorType))
+    status = _json(_ref("Status"))
     rankings = _json({"$ref": _REF.format(name="Rankings")})
+    locked = (*COMMON, 401) if keyed else COMMON
+    of_posts = (*locked, 415, 422, 429, 503)
     inference = {
         "requestBody": _body("InferenceRequest", {"inputs": _EXAMPLE, "parameters": {"top_k": 2}}),
-        "responses": _responses(rankings, 400, 401, 408, 413, 415, 422, 429, 500, 503),
+        "responses": _responses(rankings, *of_posts),
     }
     name = {
         "name": "name",
@@ -72,7 +79,7 @@ def document(models: Iterable[str], keyed: bool) -> Document:
         "description": "Name of a bundle.",
         "schema": {"type": "string", "enum": list(models)},
     }
-    named = {**inference, "responses": {**inference["responses"], **_refusals(404)}}
+    named = {**inference, "responses": _responses(rankings, 404, *of_posts)}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -87,13 +94,11 @@ def document(models: Iterable[str], keyed: bool) -> Document:
                     "description": "In the shapes of transformers' text-classification pipeline.",
                     "operationId": "predict",
                     "requestBody": _body("PredictRequest", {"inputs": [_EXAMPLE], "top_k": 2}),
-                    "responses": _responses(
-                        _json(_ANSWERS), 400, 401, 404, 408, 413, 415, 422, 429, 500, 503
-                    ),
+                    "responses": _responses(_json(_ANSWERS), 404, *of_posts),
                 }
             },
             "/": {
-                "get": _get("A page to try texts on", _HTML, keyed=True),
+                "get": _get("A page to try texts on", _HTML, *locked),
                 "post": {
                     "summary": "Label texts with the first model, as Hugging Face's inference API",
                     "operationId": "inference",
@@ -108,21 +113,26 @@ def document(models: Iterable[str], keyed: bool) -> Document:
                     **named,
                 },
             },
-            "/docs": {"get": _get("This API as a page", _HTML, keyed=True)},
+            "/docs": {"get": _get("This API as a page", _HTML, *locked)},
             "/openapi.json": {
-                "get": _get("This API as a document", _json({"type": "object"}), keyed=True)
+                "get": _get("This API as a document", _json({"type": "object"}), *locked)
             },
-            "/info": {"get": _get("What is served", _json(_ref("Info")), keyed=True)},
+            "/info": {"get": _get("What is served", _json(_ref("Info")), *locked)},
             "/metrics": {
                 "get": _get(
                     "Prometheus' metrics",
                     {CONTENT_TYPE.decode(): {"schema": {"type": "string"}}},
-                    keyed=True,
+                    *locked,
                 )
             },
-            "/health": {"get": _get("Whether the server answers", _json(_ref("Status")))},
+            "/health": {
+                "get": {**_get("Whether the server answers", status, *COMMON), "security": []}
+            },
             "/ready": {
-                "get": _get("Whether it takes new requests", _json(_ref("Status")), refusals=(503,))
+                "get": {
+                    **_get("Whether it takes new requests", status, *COMMON, 503),
+                    "security": [],
+                }
             },
         },
         "components": {
@@ -149,7 +159,7 @@ def _body(name: str, example: Any) -> Document:
 def _refusals(*statuses: int) -> Document:
     return {
         str(status): {"description": REFUSALS[status], "content": _json(_ref("Failure"))}
-        for status in statuses
+        for status in sorted(statuses)
     }
 
 
@@ -157,12 +167,8 @@ def _responses(content: Document, *statuses: int) -> Document:
     return {"200": {"description": "The answer.", "content": content}, **_refusals(*statuses)}
 
 
-def _get(
-    summary: str, content: Document, keyed: bool = False, refusals: tuple[int, ...] = ()
-) -> Document:
-    statuses = (401, *refusals) if keyed else refusals
-    get: Document = {"summary": summary, "responses": _responses(content, *statuses)}
-    return get if keyed else {**get, "security": []}
+def _get(summary: str, content: Document, *statuses: int) -> Document:
+    return {"summary": summary, "responses": _responses(content, *statuses)}
 
 
 # --- the page ------------------------------------------------------------------------------------
@@ -178,8 +184,8 @@ td, th { padding: .3rem .75rem .3rem 0; vertical-align: top; border-bottom: 1px 
 """
 
 
-def page(found: Document) -> str:
-    """Return the HTML page that shows an OpenAPI document."""
+def page(found: Document, host: str) -> str:
+    """Return the HTML page that shows an OpenAPI document; its examples ask at `host`."""
     parts = [
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8">',
@@ -198,6 +204,9 @@ def page(found: Document) -> str:
         for method in ("get", "post"):
             if method in operations:
                 parts += _operation(method.upper(), path, operations[method])
+                if method == "post":
+                    parts += _example(host, path, operations, keyed="security" in found)
+                parts += _statuses(operations[method])
     parts.append("<h2>Types</h2>")
     for name, schema in found["components"]["schemas"].items():
         parts += _type(name, schema)
@@ -210,20 +219,32 @@ def _operation(method: str, path: str, operation: Document) -> list[str]:
     if "description" in operation:
         parts.append(f"<br>{escape(operation['description'])}")
     parts.append("</p>")
-    if "requestBody" in operation:
-        content = operation["requestBody"]["content"]["application/json"]
-        example = json.dumps(content["example"])
-        name = content["schema"]["$ref"].rpartition("/")[2]
-        parts.append(f'<p>Body: <a href="#{escape(name)}">{escape(name)}</a></p>')
-        parts.append(
-            f"<pre>curl -s localhost:8000{escape(path)} -H 'content-type: application/json' \\\n"
-            f"  -d '{escape(example, quote=False)}'</pre>"
-        )
+    return parts
+
+
+def _example(host: str, path: str, operations: Document, keyed: bool) -> list[str]:
+    """Return a POST's body: its type, and a request with curl that can be sent as it is."""
+    content = operations["post"]["requestBody"]["content"]["application/json"]
+    name = escape(content["schema"]["$ref"].rpartition("/")[2])
+    for parameter in operations.get("parameters", ()):
+        first = quote(parameter["schema"]["enum"][0], safe="")
+        path = path.replace(f"{{{parameter['name']}}}", first)
+    lines = [
+        f"curl -s {shlex.quote(host + path)}",
+        "-H 'content-type: application/json'",
+        *(["-H 'authorization: Bearer KEY'"] if keyed else []),
+        f"-d {shlex.quote(json.dumps(content['example']))}",
+    ]
+    request = escape(" \\\n  ".join(lines), quote=False)
+    return [f'<p>Body: <a href="#{name}">{name}</a></p>', f"<pre>{request}</pre>"]
+
+
+def _statuses(operation: Document) -> list[str]:
     rows = [
         f"<tr><td>{status}</td><td>{escape(response['description'])}</td></tr>"
         for status, response in operation["responses"].items()
     ]
-    return [*parts, "<table><tr><th>Status</th><th></th></tr>", *rows, "</table>"]
+    return ["<table><tr><th>Status</th><th></th></tr>", *rows, "</table>"]
 
 
 def _type(name: str, schema: Document) -> list[str]:

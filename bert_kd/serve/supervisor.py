@@ -4,6 +4,10 @@ The socket is opened once and inherited, so that connections that wait to be acc
 worker. Weights are mapped from the bundle's file: all workers share their pages. Metrics lie in
 memory that all of them share. A worker is a fresh process, not a fork, so that it inherits no
 threads; it ends by itself where the supervisor is gone.
+
+One that ends is started again, from what then lies on disk. Where that can't be loaded, or is a
+bundle of another name, it is tried again, later each time, until it can; the others go on with what
+they have.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from types import FrameType
 from typing import IO
@@ -28,6 +32,7 @@ from bert_kd.errors import UserError
 from bert_kd.progress import say
 from bert_kd.serve.app import ENDPOINTS
 from bert_kd.serve.metrics import Metrics, families
+from bert_kd.serve.models import Source
 from bert_kd.serve.worker import Settings, Worker
 
 POLL_SECONDS = 0.05
@@ -52,16 +57,18 @@ class _Slot:
 class Supervisor:
     """Keeps `settings.workers` processes serving on a socket that listens."""
 
-    def __init__(self, settings: Settings, listener: socket.socket, names: tuple[str, ...]) -> None:
+    def __init__(
+        self, settings: Settings, listener: socket.socket, sources: Sequence[Source]
+    ) -> None:
         self._settings = settings
         self._listener = listener
-        self._names = names
-        known = families(names, ENDPOINTS)
+        self._sources = sources
+        known = families([source.name for source in sources], ENDPOINTS)
         size = Metrics(known).size * settings.workers
         self._file: IO[bytes] = tempfile.TemporaryFile()
         self._file.truncate(size)
         self._memory = memoryview(mmap.mmap(self._file.fileno(), size))
-        self._metrics = Metrics(known, self._memory)
+        self._rows = [Metrics(known, self._memory, row) for row in range(settings.workers)]
         self._stopping = False
 
     def run(self, ready: Callable[[], None]) -> None:
@@ -93,7 +100,7 @@ class Supervisor:
         for slot in slots:
             if slot.process.poll() == REFUSED:
                 raise UserError("a worker could not start; what it said stands above")
-        return self._metrics.value("worker_starts_total") >= len(slots)
+        return self._rows[0].value("worker_starts_total") >= len(slots)
 
     def _start(self, row: int) -> _Slot:
         handles = [self._listener.fileno(), self._file.fileno()]
@@ -105,7 +112,8 @@ class Supervisor:
         )
         # Keys go through the pipe: other users can read a command line. The pipe stays open: its
         # end tells the worker that this process is gone.
-        told = {"settings": asdict(self._settings), "names": self._names, "row": row}
+        sources = [asdict(source) for source in self._sources]
+        told = {"settings": asdict(self._settings), "sources": sources, "row": row}
         line = json.dumps({**told, "handles": handles}) + "\n"
         assert process.stdin is not None
         try:
@@ -126,7 +134,9 @@ class Supervisor:
             slot.failures = 0 if steady else slot.failures + 1
             pause = 0.0 if slot.failures < 2 else LONGEST_PAUSE / 100 * 2 ** (slot.failures - 2)
             slot.restart_at = now + min(pause, LONGEST_PAUSE)
-            say(f"worker {slot.process.pid} ended ({_told(status)}); another takes its place")
+            self._rows[row].clear_gauges()
+            when = f" in {slot.restart_at - now:.3g} seconds" if slot.restart_at > now else ""
+            say(f"worker {slot.process.pid} ended ({_told(status)}); another starts{when}")
         if now >= slot.restart_at:
             self._close(slot)
             new = self._start(row)
@@ -169,7 +179,8 @@ def main() -> int:
     listener = socket.socket(fileno=listening)
     memory = memoryview(mmap.mmap(shared, os.fstat(shared).st_size))
     try:
-        worker = Worker(settings, listener, tuple(told["names"]), memory, told["row"])
+        sources = msgspec.convert(told["sources"], list[Source])
+        worker = Worker(settings, listener, sources, memory, told["row"])
     except UserError as error:
         say(f"error: {error}")
         return REFUSED

@@ -7,8 +7,8 @@ against a type in one pass: unknown fields, other types, NaN and half surrogates
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_args
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -68,8 +68,12 @@ class PredictRequest(Strict):
         bool, Meta(description="Scores are the model's logits, not probabilities.")
     ] = False
     truncate: Annotated[
-        bool, Meta(description="Cut texts at the model's longest; false: refuse longer ones.")
+        bool | None,
+        Meta(description="Cut texts at the model's longest (null, too); false: refuse longer."),
     ] = True
+    truncation_direction: Annotated[
+        Literal["Right"], Meta(description="Which end is cut, as text-embeddings-inference says.")
+    ] = "Right"
     model: Annotated[
         str | None, Meta(description="Name of the bundle, where several are served; null: first.")
     ] = None
@@ -147,6 +151,7 @@ class Info(Struct):
 
     version: str
     workers: int
+    key_required: bool
     limits: LimitsInfo
     bundles: list[BundleInfo]
 
@@ -159,15 +164,27 @@ class Refusal(Exception):
         status: int,
         kind: ErrorType,
         message: str,
-        headers: Mapping[bytes, bytes] | None = None,
+        headers: Iterable[tuple[bytes, bytes]] = (),
     ) -> None:
         super().__init__(message)
         self.status = status
         self.kind = kind
         self.message = message
-        self.headers = dict(headers or {})
+        self.headers = tuple(headers)
 
 
+HALF_SURROGATE = "a \\u escape is half of a surrogate pair: write both halves, or the character"
+_HALF = re.compile(
+    rb"""(?: [^\\] | \\[^u] | \\u(?![dD][89a-fA-F]) | \\u[dD][89abAB]..\\u[dD][c-fC-F].. )*+
+    \\u[dD][89a-fA-F]""",
+    re.DOTALL | re.VERBOSE,
+)
+"""Text up to a half surrogate's escape."""
+_CHOICES = {
+    "function_to_apply": ", ".join(map(repr, get_args(Transform))),
+    "truncation_direction": "'Right': a text is read from its beginning, and cut at its end",
+}
+"""What the fields with an enumeration take."""
 Body = TypeVar("Body", PredictRequest, InferenceRequest)
 _PLACE = re.compile(r"^(?P<what>.*?)(?: - at `(?P<place>.*)`)?$", re.DOTALL)
 _UNKNOWN = re.compile(r"^Object contains unknown field `(?P<field>.*)`$", re.DOTALL)
@@ -191,7 +208,8 @@ class Reader(Generic[Body]):
         except UnicodeDecodeError:
             raise Refusal(400, "invalid_json", "the body is not UTF-8") from None
         except (msgspec.DecodeError, RecursionError) as error:
-            raise Refusal(400, "invalid_json", f"the body is not JSON: {error}") from None
+            why = HALF_SURROGATE if _HALF.match(body) else error
+            raise Refusal(400, "invalid_json", f"the body is not JSON: {why}") from None
 
     def _explain(self, message: str) -> str:
         """Return msgspec's message with the place as one writes it: `inputs[3].text_pair`."""
@@ -202,6 +220,8 @@ class Reader(Generic[Body]):
             field = unknown["field"]
             near = "" if place else nearest(field, self._fields)
             what = f"unknown field {ascii(field):.80}{near}"
+        elif what.startswith("Invalid enum value"):
+            what += f": give {_CHOICES[place.rpartition('.')[2]]}"
         what = what.replace("Expected `str`", "Expected a text").replace("`", "")
         return f"{place or 'the body'}: {what[0].lower()}{what[1:]}"
 

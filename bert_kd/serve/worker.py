@@ -8,13 +8,14 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import uvloop
 
+from bert_kd.errors import UserError
 from bert_kd.runtime.predictor import Engines, Predictor, load
 from bert_kd.serve import tracing
 from bert_kd.serve.app import ENDPOINTS, App
@@ -24,7 +25,7 @@ from bert_kd.serve.keys import Keys
 from bert_kd.serve.limits import Limits
 from bert_kd.serve.logs import Log
 from bert_kd.serve.metrics import Metrics, families
-from bert_kd.serve.models import Models
+from bert_kd.serve.models import Models, Source
 
 TICK_SECONDS = 0.1
 """Between two looks at the deadlines."""
@@ -37,6 +38,7 @@ class Settings:
     """What a worker is told."""
 
     bundles: tuple[str, ...]
+    """Each as `DIR` or `NAME=DIR`."""
     engine: Engines = "auto"
     threads: int | None = None
     workers: int = 1
@@ -56,26 +58,30 @@ class Worker:
         self,
         settings: Settings,
         listener: socket.socket,
-        names: tuple[str, ...],
+        sources: Sequence[Source],
         memory: memoryview | None = None,
         row: int = 0,
     ) -> None:
-        """`names`: of the bundles, in their order. `memory`, `row`: as `Metrics` takes them.
+        """`sources`: the bundles, the default one first. `memory`, `row`: as `Metrics` takes them.
 
-        Raises BundleError where a bundle can't be loaded, MissingExtra where OpenTelemetry is asked
-        for and not installed.
+        Raises BundleError where a bundle can't be loaded or has another name now, which is logged;
+        MissingExtra where OpenTelemetry is asked for and not installed.
         """
         self._settings = settings
         self._listener = listener
         self._loop = uvloop.new_event_loop()
         self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="compute")
+        names = [source.name for source in sources]
         self._metrics = Metrics(families(names, ENDPOINTS), memory, row)
         self._metrics.clear_gauges()
         self._log = Log(sys.stdout.fileno(), lambda: self._metrics.add("log_lines_dropped_total"))
         self._provider = tracing.open_provider() if settings.otel else None
-        self._models = Models(
-            [Path(folder) for folder in settings.bundles], self._make_batcher, self._open
-        )
+        try:
+            self._models = Models(sources, self._make_batcher, self._open)
+        except UserError as error:
+            self._log.write("error", "start", result="refused", why=str(error))
+            self._log.close()
+            raise
         self._app = App(
             self._models,
             self._loop,
@@ -131,6 +137,7 @@ class Worker:
         gc.collect()
         gc.freeze()
         self._metrics.add("worker_starts_total")
+        self._metrics.set("workers", 1)
         self._log.write("info", "ready", bundles=list(self._models.names))
         ready()
         await self._stopped.wait()
@@ -220,9 +227,7 @@ class Worker:
     def _open(self, folder: Path) -> Predictor:
         return load(folder, self._settings.engine, self._settings.threads)
 
-    def _make_batcher(self, predictor: Predictor) -> Batcher:
-        name = predictor.bundle.name
-
+    def _make_batcher(self, name: str, predictor: Predictor) -> Batcher:
         def observe(texts: int, seconds: float) -> None:
             self._metrics.observe("batch_texts", name, value=texts)
             self._metrics.observe("compute_seconds", name, value=seconds)

@@ -29,7 +29,7 @@ from bert_kd.serve.keys import Keys
 from bert_kd.serve.limits import Limits
 from bert_kd.serve.logs import Log
 from bert_kd.serve.metrics import Metrics, families
-from bert_kd.serve.models import Models
+from bert_kd.serve.models import Models, read_sources
 from bert_kd.serve.wire import Refusal
 
 JSON_HEADERS = {"content-type": "application/json"}
@@ -43,6 +43,8 @@ class Answer:
     def __init__(self, response: Response) -> None:
         self.status = response.status
         self.headers = {key.decode(): value.decode() for key, value in response.headers}
+        self.fields = [(key.decode(), value.decode()) for key, value in response.headers]
+        """All of them, of which two can have one name."""
         self.headers["content-type"] = response.content_type.decode()
         self.text = response.body.decode()
 
@@ -58,7 +60,7 @@ class Harness:
 
     def __init__(
         self,
-        folders: list[Path],
+        folders: list[Path | str],
         limits: Limits | None = None,
         keys: tuple[str, ...] = (),
         **options: Any,
@@ -66,8 +68,8 @@ class Harness:
         self.loop = uvloop.new_event_loop()
         self.executor = ThreadPoolExecutor(2)
         self.models = Models(
-            folders,
-            lambda predictor: Batcher(
+            read_sources([str(folder) for folder in folders]),
+            lambda _name, predictor: Batcher(
                 lambda texts, texts_b: predictor.logits(texts, texts_b),
                 len(predictor.labels),
                 self.loop,

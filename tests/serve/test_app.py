@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from html import unescape
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from servers import Harness, refused
 
 from bert_kd.errors import BundleError
 from bert_kd.serve.limits import Limits
+from bert_kd.serve.metrics import STATUSES
+from bert_kd.serve.openapi import REFUSALS
 
 PAIR = {"text": "a film", "text_pair": "very long"}
 
@@ -56,6 +59,13 @@ def test_lists_of_lists_are_answered_as_text_embeddings_inference_does(harness, 
     assert same(found, single(["a film", "bad"], top_k=None))
     found = harness.post("/predict", {"inputs": [["a film", "very long"]], "model": "twin"}).json()
     assert same(found, pair([PAIR], top_k=None))
+
+
+@pytest.mark.parametrize("options", [{"truncate": None}, {"truncation_direction": "Right"}])
+def test_what_text_embeddings_inference_takes_besides(harness, single, options):
+    found = harness.post("/predict", {"inputs": "film " * 99, **options})
+    assert found.status == 200, found.text
+    assert same(found.json(), single("film " * 99))
 
 
 def test_hugging_face_inference_shapes(harness, single, pair):
@@ -116,6 +126,17 @@ INVALID = {
 }
 
 
+def test_what_a_field_takes_is_listed(harness):
+    body = {"inputs": "a", "parameters": {"function_to_apply": "tanh"}}
+    found = refused(harness.post("/", body), 422, "invalid_request")
+    assert found == (
+        "parameters.function_to_apply: invalid enum value 'tanh': give 'softmax', 'sigmoid', 'none'"
+    )
+    body = {"inputs": "a", "truncation_direction": "Left"}
+    found = refused(harness.post("/predict", body), 422, "invalid_request")
+    assert "give 'Right': a text is read from its beginning" in found
+
+
 @pytest.mark.parametrize("case", INVALID)
 def test_invalid_requests_name_the_field(harness, case):
     body, message = INVALID[case]
@@ -144,6 +165,28 @@ def test_what_is_no_json(harness, path, body):
 
 
 @pytest.mark.parametrize(
+    ("inside", "half"),
+    [
+        (rb"\ud800", True),
+        (rb"a\\\uDC00 b", True),
+        (rb"\ud83c\udfac \ud83c", True),
+        (rb"\ud83c\ud83c\udfac", True),
+        (rb"\ud83c\udfac\x", False),
+        (rb"\\ud800 \x", False),
+    ],
+)
+def test_half_a_surrogate_pair_is_told(harness, inside, half):
+    body = b'{"inputs": "' + inside + b'"}'
+    message = refused(harness.post("/predict", body), 400, "invalid_json")
+    assert ("half of a surrogate pair" in message) == half
+
+
+def test_a_long_body_that_is_no_json(harness):
+    for inside in (b"x", rb"\u00e9", rb"\ud83c\udfac"):
+        refused(harness.post("/predict", b'{"inputs": "' + inside * 100_000), 400, "invalid_json")
+
+
+@pytest.mark.parametrize(
     "body", [b"[]", b"null", b'"a"', b"[" * 100_000, b'{"inputs": ' + b"[" * 100_000]
 )
 def test_json_of_another_shape(harness, body):
@@ -164,6 +207,10 @@ def test_names_and_methods_that_are_not_there(harness):
         answer = harness.call(method, path)
         refused(answer, 405, "method_not_allowed")
         assert answer.headers["allow"] == allowed
+    message = refused(harness.call("DELETE", "/"), 405, "method_not_allowed")
+    assert message == "DELETE is not answered at this path: use GET, HEAD or POST"
+    message = refused(harness.get("/predict"), 405, "method_not_allowed")
+    assert message == "GET is not answered at this path: use POST"
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "json"])
@@ -176,6 +223,14 @@ def test_json_under_another_name_says_which_header_to_send(harness, kind):
 def test_a_character_set_may_be_named(harness):
     headers = {"content-type": "Application/JSON; charset=utf-8"}
     assert harness.call("POST", "/predict", b'{"inputs": "a"}', headers).status == 200
+
+
+def test_compressed_bodies_are_refused(harness):
+    for coding, status in (("gzip", 415), ("identity", 200), ("Identity", 200)):
+        answer = harness.post("/predict", {"inputs": "a"}, **{"content-encoding": coding})
+        assert answer.status == status
+    answer = harness.post("/predict", b"\x1f\x8b", **{"content-encoding": "gzip"})
+    assert "content-encoding" in refused(answer, 415, "unsupported_media_type")
 
 
 # --- limits --------------------------------------------------------------------------------------
@@ -230,6 +285,8 @@ def test_limits_must_be_positive():
         Limits(body_seconds=float("nan"))
 
 
+PAGES = ("/", "/docs", "/openapi.json")
+
 # --- keys ----------------------------------------------------------------------------------------
 
 
@@ -244,19 +301,49 @@ def test_a_key_is_asked_for(locked, path):
     for headers in ({}, {"authorization": "Bearer nope"}, {"authorization": "Bearer"}):
         answer = locked.post(path, {"inputs": "a"}, **headers)
         refused(answer, 401, "unauthorized")
-        assert answer.headers["www-authenticate"].startswith("Bearer")
+        challenges = [value for name, value in answer.fields if name == "www-authenticate"]
+        assert [challenge.split()[0] for challenge in challenges] == ["Bearer"]
     for key in ("first", "second"):
         answer = locked.post(path, {"inputs": "a"}, authorization=f"Bearer {key}")
         assert answer.status == 200
 
 
 def test_everything_but_health_is_locked(locked):
+    """Of the pages a browser asks for the key itself."""
     for path in ("/", "/info", "/metrics", "/docs", "/openapi.json", "/nowhere"):
-        refused(locked.get(path), 401, "unauthorized")
+        answer = locked.get(path)
+        refused(answer, 401, "unauthorized")
+        schemes = [value.split()[0] for name, value in answer.fields if name == "www-authenticate"]
+        assert schemes == (["Bearer", "Basic"] if path in PAGES else ["Bearer"])
     assert locked.get("/health").status == locked.get("/ready").status == 200
 
 
 # --- the server itself ---------------------------------------------------------------------------
+
+
+def test_docs_ask_where_they_were_asked_for(harness, locked):
+    """Their examples can be pasted into a shell as they are."""
+    text = unescape(harness.get("/docs", host="example.org:8123").text)
+    assert re.findall("curl -s .*", text) == [
+        f"curl -s example.org:8123{path} \\" for path in ("/predict", "/", "/models/small")
+    ]
+    assert "KEY" not in text
+    headers = {"host": "[::1]:80", "authorization": "Bearer first"}
+    text = unescape(locked.get("/docs", **headers).text)
+    examples = re.findall("<pre>(.*?)</pre>", text, re.DOTALL)
+    assert examples[0].startswith("curl -s '[::1]:80/predict' \\\n")
+    assert all("-H 'authorization: Bearer KEY'" in example for example in examples)
+    for host in ({}, {"host": "<script>"}):
+        text = harness.get("/docs", **host).text
+        assert "curl -s HOST/predict" in text and "<script>" not in text
+
+
+def test_every_status_is_counted_and_documented(harness):
+    for operations in harness.get("/openapi.json").json()["paths"].values():
+        for operation in (operations[method] for method in ("get", "post") if method in operations):
+            assert {"400", "408", "413", "431", "500"} < set(operation["responses"])
+            assert set(operation["responses"]) <= set(STATUSES)
+    assert {str(status) for status in (*REFUSALS, 405)} <= set(STATUSES)
 
 
 def test_health_and_readiness(bundle):
@@ -277,6 +364,7 @@ def test_info(harness, single):
     assert first["engine"] == single.engine.name
     assert first["parameters"] == single.bundle.parameters
     assert info["limits"]["texts"] == Limits().texts
+    assert info["key_required"] is False
     assert str(single.bundle.folder) not in str(info)
 
 
@@ -320,6 +408,12 @@ def test_requests_are_logged_without_their_texts(bundle):
         lines = harness.logged()
     assert [(line["status"], line["texts"]) for line in lines] == [("200", 2), ("422", 0)]
     assert "private" not in json.dumps(lines)
+
+
+def test_long_paths_are_logged_in_part(bundle):
+    with Harness([bundle]) as harness:
+        harness.get("/" + "a" * 30_000)
+        assert harness.logged()[0]["path"] == "/" + "a" * 199
 
 
 def test_texts_are_logged_where_that_is_asked_for(bundle):

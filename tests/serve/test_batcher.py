@@ -227,3 +227,15 @@ def test_a_job_whose_end_fails_costs_the_others_nothing(batcher, loop):
     (other,) = run(loop, batcher, job(["a 2"]))
     assert other.logits.tolist() == [[2.0]]
     assert [str(error) for error in told] == ["a bug"]
+
+
+def test_a_batch_that_cannot_be_observed_is_answered(engine, loop):
+    def fail(texts, seconds):
+        raise KeyError("a bug")
+
+    told = []
+    loop.set_exception_handler(lambda _loop, context: told.append(context["exception"]))
+    with ThreadPoolExecutor(1) as executor:
+        (done,) = run(loop, Batcher(engine, 1, loop, executor, fail), job(["a 2"]))
+    assert done.logits.tolist() == [[2.0]]
+    assert [type(error) for error in told] == [KeyError]

@@ -5,12 +5,17 @@ from __future__ import annotations
 import builtins
 import importlib
 import json
+import os
+import re
 import resource
+import shutil
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
+from dataclasses import fields
 
 import pytest
 from faults import (
@@ -28,6 +33,7 @@ from test_models import put
 
 from bert_kd.errors import BundleError, MissingExtra, UserError
 from bert_kd.serve.life import listen, serve
+from bert_kd.serve.limits import Limits
 from bert_kd.serve.worker import Settings
 
 PATIENCE = 30.0
@@ -109,6 +115,16 @@ def test_silent_connections_are_closed(served):
         assert received(client) == b""
 
 
+def test_what_is_not_wanted_is_refused_before_its_body_comes(served):
+    """As every refusal that needs no body; a client that sends it all the same gets the answer."""
+    with socket.create_connection(("127.0.0.1", served.port)) as client:
+        client.sendall(b"POST /nowhere HTTP/1.1\r\nhost: x\r\ncontent-length: 5000\r\n\r\n")
+        assert received(client).startswith(b"HTTP/1.1 404 ")
+    for body in ("a", "x" * 90_000):
+        status, found = served.ask({"inputs": body}, headers={"content-type": "text/plain"})
+        assert (status, found["error_type"]) == (415, "unsupported_media_type")
+
+
 def test_ten_megabytes_are_refused_before_they_are_read(served):
     with socket.create_connection(("127.0.0.1", served.port)) as client:
         client.sendall(
@@ -188,6 +204,39 @@ def test_a_killed_worker_comes_back(bundle, single):
     counts = killed_worker(bundle, single, kills=2)
     assert counts["answered"] > 0 and counts["wrong"] == 0
     assert counts["came back"] == 2
+
+
+def test_a_worker_starts_again_when_its_bundle_is_whole(bundle, pair_bundle, single, tmp_path):
+    """One that was killed does not come back with what a reload would refuse; the other answers."""
+    place, named = tmp_path / "served", tmp_path / "named"
+    put(bundle, place)
+    put(bundle, named)
+    with serving(
+        *("--bundle", place, "--bundle", f"other={named}", "--workers", 2),
+        *("--reload-seconds", 0.05),
+    ) as served:
+        put(pair_bundle, place)
+        wait_for(lambda: served.metric(REFUSED_RELOADS) == 2, "both to refuse it")
+        os.kill(served.workers()[0], signal.SIGKILL)
+
+        def told(why):
+            events = [line for line in served.log() if line["event"] == "start"]
+            return any(why in line["why"] for line in events)
+
+        wait_for(lambda: told("now holds the bundle 'twin'"), "one to refuse it at its start")
+        assert served.metric("bert_kd_workers") == 1
+        shutil.rmtree(place)
+        wait_for(lambda: told("is no bundle"), "another attempt")
+        for _ in range(20):
+            status, found = served.ask({"inputs": "a film"})
+            assert status == 200 and same(found, single("a film"))
+        put(bundle, place)
+        wait_for(lambda: served.metric("bert_kd_workers") == 2, "both to serve")
+        assert served.metric("bert_kd_worker_starts_total") == 3
+        assert served.ask({"inputs": "a film", "model": "other"})[0] == 200
+
+
+REFUSED_RELOADS = 'bert_kd_reloads_total{model="small",result="refused"}'
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -274,6 +323,36 @@ def test_other_machines_with_a_key_or_permission(bundle, access):
         headers = {"authorization": "Bearer k1"} if access[0] == "--api-key" else {}
         assert served.ask({"inputs": "a"}, headers=headers)[0] == 200
         assert served.get("/info")[0] == (401 if headers else 200)
+
+
+def test_the_help_cuts_no_name_at_80_columns():
+    done = subprocess.run(
+        [sys.executable, "-m", "bert_kd", "serve", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"COLUMNS": "80", "TERM": "dumb"},
+    )
+    assert "…" not in done.stdout
+    for field in fields(Limits):
+        name = LIMIT_OPTIONS.get(field.name, f"--{field.name.replace('_', '-')}")
+        assert re.search(rf"{name} +(N \[x>=1\]|S > 0) ", done.stdout), name
+
+
+LIMIT_OPTIONS = {
+    "concurrent_requests": "--max-requests",
+    "connections": "--max-connections",
+    "queued_texts": "--max-queued-texts",
+    "texts": "--max-texts",
+    "characters": "--max-characters",
+    "payload_bytes": "--max-payload",
+}
+
+
+@pytest.mark.parametrize("seconds", [-1.0, float("nan"), float("inf")])
+def test_pauses_between_reloads_that_are_none(bundle, seconds):
+    with pytest.raises(UserError, match="reload_seconds is .*: give seconds, or 0 for never"):
+        serve(settings(bundle, reload_seconds=seconds), port=0)
 
 
 @pytest.mark.parametrize("package", ["httptools", "msgspec", "uvloop"])

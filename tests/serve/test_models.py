@@ -9,7 +9,7 @@ import pytest
 from servers import Harness
 
 from bert_kd.errors import BundleError
-from bert_kd.serve.models import signature
+from bert_kd.serve.models import read_sources, signature
 from bert_kd.store import writing_folder
 
 
@@ -67,7 +67,7 @@ def spoil_weights(place):
 
 
 BAD = {
-    "damaged weights": (spoil_weights, "SHA-256"),
+    "damaged weights": (spoil_weights, "checksum"),
     "no JSON": (lambda place: (place / "bundle.json").write_text("{"), "not JSON"),
     "no tokenizer": (lambda place: (place / "tokenizer.json").unlink(), "missing"),
 }
@@ -96,6 +96,43 @@ def test_a_bundle_of_another_name_is_refused(changing, place, pair_bundle, singl
     (done,) = reload(changing)
     assert "now holds the bundle 'twin'" in done.refused
     assert asked(changing) == pytest.approx(score(single), abs=1e-6)
+
+
+def test_a_bundle_under_a_given_name(place, pair_bundle, other_bundle, other, tmp_path):
+    """Several runs' bundles have one name; whatever comes to lie there keeps the given one."""
+    with Harness([f"mine={place}", place]) as harness:
+        assert harness.models.names == ("mine", "small")
+        assert harness.get("/info").json()["bundles"][0]["name"] == "mine"
+        put(other_bundle, place)
+        assert [(done.name, done.refused) for done in reload(harness)] == [
+            ("mine", None), ("small", None),
+        ]  # fmt: skip
+        answer = harness.post("/models/mine", {"inputs": "bad"}).json()
+        assert answer[0][0]["score"] == pytest.approx(score(other), abs=1e-6)
+        put(pair_bundle, place)
+        first, second = reload(harness)
+        assert first.refused is None and "now holds the bundle 'twin'" in second.refused
+        asked = {"inputs": {"text": "a", "text_pair": "b"}, "model": "mine"}
+        assert harness.post("/predict", asked).status == 200
+        assert 'model="mine"' in harness.get("/metrics").text
+
+
+def test_what_names_a_source(bundle, tmp_path):
+    odd = tmp_path / "a=b"
+    put(bundle, odd)
+    found = read_sources([str(odd), f"a.b-1={odd}"])
+    assert [(one.name, one.folder, one.given) for one in found] == [
+        ("small", str(odd), False), ("a.b-1", str(odd), True),
+    ]  # fmt: skip
+    for asked, message in (
+        ([f"a b={bundle}"], "'a b' is no name"),
+        ([f"={bundle}"], "'' is no name"),
+        ([f"a={tmp_path}/none"], "none is not a bundle"),
+        ([f"a={bundle}", f"a={odd}"], "two of the bundles are called 'a'"),
+        ([], "give at least one"),
+    ):
+        with pytest.raises(BundleError, match=message):
+            read_sources(asked)
 
 
 def test_a_bundle_that_is_away_for_a_moment(changing, place, single):

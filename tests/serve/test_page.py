@@ -209,6 +209,26 @@ def test_a_key_is_asked_for(browser, bundle, single):
         context.close()
 
 
+def test_a_key_opens_the_page_in_a_browser(browser, bundle, single):
+    """Chromium asks for it, as for a password."""
+    with serving("-b", bundle, "--api-key", KEY) as server:
+        context = browser.new_context(
+            base_url=server.address, http_credentials={"username": "", "password": KEY}
+        )
+        page = context.new_page()
+        assert page.goto("/").status == 200
+        page.get_by_label("Text", exact=True).fill("bad")
+        settled(page.get_by_role("region", name="small"))
+        assert labels(page.get_by_role("region", name="small")) == ranking(single, "bad")
+        expect(page.get_by_label("API key")).to_be_hidden()
+        page.get_by_text("The same as a request").click()
+        expect(page.locator("#request")).to_contain_text("Authorization: Bearer KEY")
+        assert KEY not in page.content()
+        page.get_by_role("link", name="The API").click()
+        expect(page.get_by_role("heading", level=1)).to_contain_text("bert_kd")
+        context.close()
+
+
 # --- files ---------------------------------------------------------------------------------------
 
 AWKWARD = [
@@ -251,6 +271,29 @@ def test_a_csv_comes_back_with_labels(pages, single):
     counts = pages.get_by_role("list", name="Rows by label").get_by_role("listitem").all()
     assert sum(int(item.inner_text().split("\n")[1]) for item in counts) == len(AWKWARD) - 1
     expect(pages.get_by_text("29 rows in")).to_contain_text("texts were cut at 40 characters")
+
+
+def test_blank_lines_of_one_column_are_empty_texts(pages, single):
+    """Else the rows below would shift against the file."""
+    texts = ["bad", "", "a film", "", "", "good"]
+    given = "\r\n".join(["text", *texts]) + "\r\n"
+    pages.get_by_label("Drop a CSV or TSV file").set_input_files(file_of("in.csv", given))
+    pages.get_by_role("button", name="Label the rows").click()
+    content, _ = downloaded(pages)
+    rows = list(csv.reader(io.StringIO(content, newline=""), strict=True))[1:]
+    assert [row[0] for row in rows] == texts
+    assert [row[1] for row in rows] == [answer["label"] for answer in single(texts)]
+    expect(pages.get_by_text("6 rows in")).not_to_contain_text("left out")
+
+
+def test_blank_lines_of_several_columns_are_counted(pages):
+    given = "\nid,text\n\n1,bad\n\n\n2,\n"
+    pages.get_by_label("Drop a CSV or TSV file").set_input_files(file_of("in.csv", given))
+    pages.get_by_label("Column of the text").select_option("text")
+    pages.get_by_role("button", name="Label the rows").click()
+    content, _ = downloaded(pages)
+    assert [line[:2] for line in content.splitlines()] == ["id", "1,", "2,"]
+    expect(pages.get_by_text("2 rows in")).to_contain_text("3 blank lines were left out")
 
 
 def test_a_tsv_of_pairs(pages, pair):

@@ -176,7 +176,9 @@ def test_equal_logits_keep_the_labels_order():
 def test_the_document_describes_the_api(harness):
     document = harness.get("/openapi.json").json()
     request = document["components"]["schemas"]["PredictRequest"]
-    assert set(request["properties"]) == {"inputs", "top_k", "raw_scores", "truncate", "model"}
+    assert set(request["properties"]) == {
+        "inputs", "top_k", "raw_scores", "truncate", "truncation_direction", "model",
+    }  # fmt: skip
     assert request["additionalProperties"] is False
     assert set(document["paths"]) == {
         "/predict", "/", "/models/{name}", "/docs", "/openapi.json", "/info", "/metrics",
@@ -213,7 +215,7 @@ def test_every_path_is_there_and_every_get_is_documented(harness):
 
 
 def test_the_docs_name_every_field():
-    page = openapi.page(openapi.document(["<b>"], keyed=True))
+    page = openapi.page(openapi.document(["<b>"], keyed=True), "localhost")
     for word in (
         "truncate",
         "function_to_apply",
