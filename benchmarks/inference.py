@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,7 @@ JOINED = 8
 """Texts that make a long one."""
 FITTED_ROWS = 10_000
 """Rows of train that the linear models and fastText learn from."""
+READ_BYTES = 2**30
 SERVED_TEXTS = 64
 SECONDS = 2.0
 """A system's turn, one by one or in bulk, takes about so long at most."""
@@ -190,7 +192,8 @@ def linear_systems(train: Labelled, base: str) -> dict[str, Answer]:
 def measure_kernel(specs: Mapping[str, Spec], texts: list[str], rounds: int) -> list[Row]:
     """Return what one core can do at most by precision, and each student's kernel beside it:
     operations of the recurrence (8 · H² a token and direction, two a multiply-add) a second, from
-    token ids to logits in bulk in one thread.
+    token ids to logits in bulk in one thread; and how fast one core reads as many bytes as the
+    recurrence has weights, again and again, which it has to for every token of a single text.
     """
     if native.missing():
         return []
@@ -198,6 +201,8 @@ def measure_kernel(specs: Mapping[str, Spec], texts: list[str], rounds: int) -> 
     from bert_kd.runtime.engine import read_tokenizer
     from bert_kd.runtime.native import _native
 
+    facts: list[Row] = []
+    weights: dict[str, bytes] = {}
     turns: dict[str, Callable[[], float]] = {
         f"peak {precision}": lambda precision=precision: _native.measure_peak(precision)
         for precision in make.PRECISIONS
@@ -212,6 +217,11 @@ def measure_kernel(specs: Mapping[str, Spec], texts: list[str], rounds: int) -> 
         tokens = encode(tokenizer, texts)
         model = _native.Model(str(spec.path / "native.safetensors"))
         work = 2 * 8.0 * hidden**2 * len(tokens.ids)
+        if model.precision == "int8":
+            weights[name] = bytes(8 * hidden**2)
+            facts.append(fact_row(name, "tokens_per_text", len(tokens.ids) / len(texts)))
+            facts.append(fact_row(name, "operations_per_text", work / len(texts)))
+            facts.append(fact_row(name, "recurrent_bytes", len(weights[name])))
 
         def turn(model: Any = model, tokens: Any = tokens, work: float = work) -> float:
             started = time.perf_counter()
@@ -220,13 +230,28 @@ def measure_kernel(specs: Mapping[str, Spec], texts: list[str], rounds: int) -> 
 
         turns[name] = turn
     found = interleaved(turns, rounds, what="kernel")
-    rows = rate_rows({name: found[name] for name in peaks}, "operations_per_second", peaks[0])
+    reading = {name: partial(_bytes_a_second, held) for name, held in weights.items()}
+    for name, rates in interleaved(reading, rounds, what="reading").items():
+        facts.append(fact_row(name, "read_bytes_per_second", statistics.median(rates)))
+    highest = {name: found[name] for name in peaks}
+    rows = facts + rate_rows(highest, "operations_per_second", peaks[0])
     for name in found.keys() - set(peaks):
         peak = found[f"peak {name.rpartition(' ')[2]}"]
         shares = [mine / most for mine, most in zip(found[name], peak, strict=True)]
         rows.append(fact_row(name, "operations_per_second", statistics.median(found[name])))
         rows.append(fact_row(name, "share_of_peak", statistics.median(shares)))
     return rows
+
+
+def _bytes_a_second(held: bytes) -> float:
+    """Return how fast one core reads these zeros: by the C library's search for a byte that is not
+    there, which takes the widest loads that the CPU has.
+    """
+    rounds = max(1, READ_BYTES // len(held))
+    started = time.perf_counter()
+    for _ in range(rounds):
+        held.find(b"\1")
+    return rounds * len(held) / (time.perf_counter() - started)
 
 
 def measure_tokenizing(specs: Mapping[str, Spec], texts: list[str], rounds: int) -> list[Row]:

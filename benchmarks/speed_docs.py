@@ -80,6 +80,10 @@ GOALS: Mapping[str, Mapping[str, tuple[float, float]]] = {
     "fastText unigrams": {"H = 256": (1 / 6, 0.3), "H = 128": (1 / 2.5, 0.9), "H = 64": (1, 1)},
 }
 """How many times as fast the native int8 student is to be, at batch 1 and in bulk."""
+TRIED = """Tried, and slower: fetching the next panel's weights ahead while the gates are computed;
+they are read in order, and the core's own prefetcher is as quick. fastText is another kind of
+model: it adds up one row of its table a token, where the recurrence has 16 · H² operations a token.
+"""
 TRAINING_GOAL = 4.5
 CACHING_GOALS = {"sorted, fp32": 6.0, "sorted, bf16": 10.0}
 KERNEL_GOAL, TOKENIZING_GOAL = 0.75, 4.0
@@ -132,6 +136,7 @@ def inference(found: Json) -> Iterator[str]:
         )
         yield from _goals(rows, case)
     yield from _kernel(rows)
+    yield from _where_time_goes(rows)
     yield from _processes(rows)
 
 
@@ -207,6 +212,68 @@ def _kernel(rows: Sequence[Row]) -> Iterator[str]:
             ]
             lines.append([name, *map(significant, found)])
         yield from table(["vocabulary of", "native", "`tokenizers`"], lines)
+
+
+def _where_time_goes(rows: Sequence[Row]) -> Iterator[str]:
+    """Yield what a text's time is made of, in bulk and alone, as far as it was measured."""
+    bulk, single = [], []
+    for name in systems_of(rows, "operations_per_text"):
+        spent = _spent(rows, name)
+        if spent is not None:
+            bulk.append([name, *(f"{1e6 * seconds:.1f}" for seconds in spent)])
+        alone = _alone(rows, name)
+        if alone is not None:
+            single.append(alone)
+    if not bulk:
+        return
+    yield "### Where the time goes"
+    yield ""
+    yield (
+        "Native int8, short texts, one thread, µs a text on average. *Multiply-adds* is what the "
+        "recurrence would take at the core's measured peak; *rest of the kernel* is what it takes "
+        "beyond that: gates and pooling (five exponentials a unit and token), rows of the folded "
+        "embedding, blocks that texts do not fill; *outside* is Python and probabilities."
+    )
+    yield ""
+    header = ["in bulk", "whole", "tokenizing", "multiply-adds", "rest of the kernel", "outside"]
+    yield from table(header, bulk)
+    yield (
+        "A single text has no other text to share its weights with: each token reads all of them, "
+        "from the core's second-level cache where they do not fit into the first. *Reading* is "
+        "what that takes at the speed at which the core was measured to read so many bytes over "
+        "and over, for a text of average length; the median text is shorter."
+    )
+    yield ""
+    header = ["batch 1", "median text", "weights", "read at", "reading, average text"]
+    yield from table(header, single)
+    yield TRIED
+
+
+def _spent(rows: Sequence[Row], name: str) -> list[float] | None:
+    """Return the seconds of a text in bulk: whole, tokenizing, multiply-adds, rest, outside."""
+    student, precision = name.partition(", ")[0], name.rpartition(" ")[2]
+    rate = value_of(rows, name, "short.threads1.texts_per_second")
+    tokenizing = value_of(rows, "native", f"{student}.tokenizing_us")
+    work = value_of(rows, name, "operations_per_text")
+    reached = value_of(rows, name, "operations_per_second")
+    peak = value_of(rows, f"peak {precision}", "operations_per_second")
+    if not (rate and tokenizing and work and reached and peak):
+        return None
+    whole, tokens, ideal, kernel = 1 / rate, tokenizing / 1e6, work / peak, work / reached
+    return [whole, tokens, ideal, kernel - ideal, max(whole - tokens - kernel, 0.0)]
+
+
+def _alone(rows: Sequence[Row], name: str) -> list[str] | None:
+    """Return the cells of a text on its own."""
+    median = value_of(rows, name, "short.threads1.latency_p50_us")
+    held = value_of(rows, name, "recurrent_bytes")
+    speed = value_of(rows, name, "read_bytes_per_second")
+    tokens = value_of(rows, name, "tokens_per_text")
+    if not (median and held and speed and tokens):
+        return None
+    reading = 1e6 * tokens * held / speed
+    shown = [latency(median), size(int(held)), f"{speed / 1e9:.0f} GB/s", latency(reading)]
+    return [name, *shown]
 
 
 def _processes(rows: Sequence[Row]) -> Iterator[str]:
