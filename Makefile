@@ -3,6 +3,8 @@
 #   make demo    stages 01 to 06 on the bundled data with the offline BERT
 #   make test    the whole test suite
 #   make check   formatter, linter, types
+#   make fuzz    the compiled tokenizer beside `tokenizers` on a million strings
+#                (DATA=folder of the data folders; without, on the bundled data)
 #   make sanitize  the native runtime's tests under the address and undefined-behaviour sanitizers
 #   make bench   what the logit cache saves, beside a teacher pass (after make demo)
 #   make speed   inference, training and caching beside their peers, then docs/speed.md; two hours
@@ -19,7 +21,7 @@ EXTRAS := runtime,serve,report,offline,dev
 # environment can't be seen from another.
 OWN_TORCH = $(shell $(PYTHON) -c 'import importlib.util as u, sys; sys.exit(sys.prefix != sys.base_prefix or not u.find_spec("torch"))' && echo yes)
 
-.PHONY: setup demo test check bench speed serving quality sanitize clean
+.PHONY: setup demo test check bench speed serving quality fuzz sanitize clean
 
 setup: $(VENV)/.ready
 
@@ -79,6 +81,9 @@ quality: setup
 	$(BIN)/pip install --quiet -c $(VENV)/constraints.txt -e ".[bench]"
 	$(BIN)/python benchmarks/quality.py --suite helpdesk --seeds 5 \
 		--json benchmarks/results/quality-helpdesk.json --write-docs
+
+fuzz: setup
+	PYTHONPATH=. $(BIN)/python tests/runtime/native/fuzz_tokenizer.py $(SPEED_DATA)
 
 sanitize: setup
 	$(BIN)/python tests/runtime/native/sanitize.py

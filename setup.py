@@ -1,6 +1,5 @@
 """Builds the extension module; all other packaging facts are in setup.cfg."""
 
-import platform
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,23 @@ chosen at run time, by the CPU, which `dispatch.cpp` asks for each of these and 
 """
 
 
+def instructions(platform: str) -> dict[str, list[str]]:
+    """Return the flags of single sources in a build for `platform`, perhaps not this machine's."""
+    if platform.startswith("macosx"):
+        # One call may compile for both of Apple's: each flag is for one of them alone.
+        return {
+            name: [part for flag in flags for part in ("-Xarch_x86_64", flag)]
+            for name, flags in INSTRUCTIONS.items()
+        }
+    return INSTRUCTIONS if platform.endswith(("x86_64", "amd64")) else {}
+
+
 class BuildExtension(build_ext):
     """Compiles each kernel for the instructions of its own."""
 
     def build_extensions(self) -> None:
         compile_one = self.compiler._compile
-        extra = INSTRUCTIONS if platform.machine().lower() in ("x86_64", "amd64") else {}
+        extra = instructions(self.plat_name)
 
         def compile_with_flags(
             obj: str, src: str, ext: str, cc_args: Any, postargs: list[str], pp_opts: Any

@@ -38,7 +38,7 @@ from speed_runs import (
     user_errors,
 )
 from tokenizers import Tokenizer
-from training_loops import Loop, Parts, package_epoch, train_ordinarily
+from training_loops import Loop, Parts, package_epoch, train_ordinarily, training_device
 
 from bert_kd.config import StudentConfig
 from bert_kd.data.batches import encode
@@ -206,6 +206,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     split = read_split(folder, "train")
     chosen = np.random.default_rng(17).permutation(len(split))
     chosen = chosen[: options.rows or (len(split) if options.accuracy else ROWS)]
+    device = training_device()
+    say(f"all loops train on {device}")
     rows: list[Row] = []
     sizes = {}
     for hidden in options.hidden:
@@ -237,6 +239,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         set=name,
         rows=len(chosen),
         batch_size=options.batch_size,
+        device=str(device),
         sizes=sizes,
         seeds=options.seeds if options.accuracy else None,
         epochs=options.epochs if options.accuracy else None,

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
 from torch.utils.data import DataLoader
@@ -80,6 +81,12 @@ class PackedBiLSTM(BiLSTM):
         return pooled
 
 
+def training_device() -> torch.device:
+    """Return the device that the package's loop trains on, which the others take, too."""
+    device: torch.device = PartialState().device
+    return device
+
+
 class Loop:
     """A training loop with some of the parts, which keeps its model and optimizers."""
 
@@ -88,9 +95,10 @@ class Loop:
     ) -> None:
         torch.manual_seed(seed)
         self.config, self.examples, self.parts, self.seed = config, examples, parts, seed
-        self.model = (PackedBiLSTM if parts.packed else BiLSTM)(shape)
+        self.device = training_device()
+        self.model = (PackedBiLSTM if parts.packed else BiLSTM)(shape).to(self.device)
         self.model.embedding.sparse = parts.sparse
-        self.objective = DistillationLoss(config.loss, shape.pooled, 0)
+        self.objective = DistillationLoss(config.loss, shape.pooled, 0).to(self.device)
         self.optimizers = self._optimizers()
         offsets, ids = examples.tokens.offsets, torch.from_numpy(examples.tokens.ids).long()
         self.texts = [ids[start:end] for start, end in zip(offsets[:-1], offsets[1:], strict=True)]
@@ -148,17 +156,24 @@ class Loop:
             for optimizer in self.optimizers:
                 optimizer.zero_grad()
                 optimizer.param_groups[0]["lr"] = rate
-            autocast = torch.autocast("cpu", torch.bfloat16) if self.parts.bf16 else nullcontext()
+            kind = self.device.type
+            autocast = torch.autocast(kind, torch.bfloat16) if self.parts.bf16 else nullcontext()
             with autocast:
-                output: Output = self.model(ids, lengths)
+                output: Output = self.model(ids.to(self.device), lengths.to(self.device))
             losses = self.objective(
-                output.logits.float(), output.pooled.float(), labels, logits, None
+                output.logits.float(),
+                output.pooled.float(),
+                labels.to(self.device),
+                None if logits is None else logits.to(self.device),
+                None,
             )
             losses.total.backward()
             self._clip()
             for optimizer in self.optimizers:
                 optimizer.step()
             total += losses.total.item()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
         return time.perf_counter() - started
 
     @torch.no_grad()

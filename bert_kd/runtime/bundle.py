@@ -4,7 +4,7 @@
     model.onnx          the student for ONNX Runtime
     model.safetensors   the weights as trained, for anything else
     tokenizer.json      for the `tokenizers` package, truncation inside
-    bundle.json         the facts below, with the SHA-256 of the files above
+    bundle.json         the facts below, with the checksum and SHA-256 of the files above
     README.md           the model card, for people; it may be edited
 
 Format 1, which had no native runtime, is read as well. `native.safetensors` stays mapped into
@@ -17,7 +17,6 @@ Here: `Bundle`, `read_bundle`, `verify`. Not here: making one (`export.py`) and 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -27,6 +26,7 @@ from typing import Any, TypeVar, cast, get_args
 
 from bert_kd.errors import BundleError
 from bert_kd.runtime.agreement import Agreement
+from bert_kd.runtime.digests import checksum, sha256
 from bert_kd.runtime.engine import EngineName, Precision
 
 KIND = "bert_kd bundle"
@@ -76,6 +76,8 @@ class Bundle:
     parameters_without_embeddings: int
     files: Mapping[str, str]
     """File name → SHA-256."""
+    checksums: Mapping[str, str]
+    """File name → XXH3, by which damage is found; none in older bundles."""
     bytes: int
     """Of these files, together."""
     max_tokens: int | None
@@ -93,12 +95,6 @@ class Bundle:
         return {"kind": KIND, "format": FORMAT, **facts}
 
 
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file as 64 hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def read_bundle(folder: Path | str) -> Bundle:
     """Read a bundle's facts; none of its other files is looked at (`verify` does that).
 
@@ -112,6 +108,11 @@ def read_bundle(folder: Path | str) -> Bundle:
         raise BundleError(
             f"{folder} is not a bundle: it holds no {FACTS}; give a folder that `bert-kd export` "
             "wrote"
+        ) from None
+    except OSError as error:
+        raise BundleError(
+            f"{path} cannot be read ({error.strerror}): give a folder that `bert-kd export` wrote, "
+            "and that you may read"
         ) from None
     except (ValueError, RecursionError) as error:
         raise _damaged(path, f"it is not JSON: {error}") from None
@@ -129,14 +130,28 @@ def read_bundle(folder: Path | str) -> Bundle:
 
 def verify(bundle: Bundle, names: Iterable[str] | None = None, digests: bool = True) -> None:
     """Check that these files of a bundle (None: all) are there and, with `digests`, that their
-    SHA-256 is the one in `bundle.json`. Raises BundleError naming the first that isn't so.
+    content is the one that `bundle.json` knows: by their checksum or, of older bundles, by their
+    SHA-256. Raises BundleError naming the first that isn't so.
     """
     for name in bundle.files if names is None else names:
         path = bundle.folder / name
         if not path.is_file():
             raise BundleError(f"{path} is missing: copy or export the bundle again")
-        if digests and sha256(path) != bundle.files[name]:
-            raise _damaged(path, f"its SHA-256 is not the one in {FACTS}")
+        if digests:
+            _compare(path, bundle.files[name], bundle.checksums.get(name))
+
+
+def _compare(path: Path, digest: str, quick: str | None) -> None:
+    """Raise BundleError where a file's checksum or, without one, SHA-256 is another."""
+    try:
+        same = sha256(path) == digest if quick is None else checksum(path) == quick
+    except OSError as error:
+        raise BundleError(
+            f"{path} cannot be read ({error.strerror}): copy or export the bundle again"
+        ) from None
+    if not same:
+        kind = "SHA-256" if quick is None else "checksum"
+        raise _damaged(path, f"its {kind} is not the one in {FACTS}")
 
 
 def _from_first_format(folder: Path, facts: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -172,6 +187,9 @@ def _parse(folder: Path, facts: Mapping[str, Any]) -> Bundle:
     expected = [*(MODELS[name] for name in MODELS if name in runtimes), WEIGHTS, TOKENIZER]
     if set(files) != set(expected):
         raise _damaged(path, f"files must be {', '.join(expected)}")
+    checksums = _take_or_none(path, facts, "checksums", dict) or {}
+    if checksums and checksums.keys() != files.keys():
+        raise _damaged(path, "checksums must be of all files")
     return Bundle(
         folder=folder,
         name=_take(path, facts, "name", str),
@@ -181,6 +199,7 @@ def _parse(folder: Path, facts: Mapping[str, Any]) -> Bundle:
         parameters=_take(path, facts, "parameters", int),
         parameters_without_embeddings=_take(path, facts, "parameters_without_embeddings", int),
         files=files,
+        checksums=checksums,
         bytes=_take(path, facts, "bytes", int),
         max_tokens=_take_or_none(path, facts, "max_tokens", int),
         runtimes={

@@ -102,7 +102,9 @@ def _facts(runtime: Runtime) -> dict[str, str]:
     """Return a runtime's facts as a row of the card's table."""
     agreement = runtime.agreement
     change = agreement.accuracy_change
-    table = f", {runtime.table} table" if runtime.table else ""
+    table = (
+        f", {runtime.table} table of {runtime.table_bytes / 1e6:.1f} MB" if runtime.table else ""
+    )
     return {
         "numbers": f"{runtime.precision}{table}",
         "size": f"{runtime.bytes / 1e6:.1f} MB",

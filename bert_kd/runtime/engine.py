@@ -1,4 +1,5 @@
-"""What all engines share: what an engine is, and the tokenizer that any of them can fall back to.
+"""What all engines share: what an engine is, the cores that it may use, and the tokenizer that any
+of them can fall back to.
 
 Here: `Engine`, the one thing that a predictor asks for, and reading a bundle's `tokenizer.json`.
 Not here: the engines (`onnx_engine.py`, `native/engine.py`) and choosing one (`predictor.py`).
@@ -7,6 +8,7 @@ Not here: the engines (`onnx_engine.py`, `native/engine.py`) and choosing one (`
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -23,6 +25,8 @@ Floats = npt.NDArray[np.float32]
 EngineName = Literal["native", "onnx"]
 Precision = Literal["int8", "bf16", "fp32"]
 """Of the recurrent weights and, with several layers, of the later layers' input weights."""
+UNKNOWN = "[UNK]"
+"""The token that stands for what a tokenizer does not know."""
 
 
 class Engine(Protocol):
@@ -43,31 +47,46 @@ class Engine(Protocol):
         """
 
 
-def read_tokenizer(path: Path, rows: int) -> Tokenizer:
+def usable_cores() -> int:
+    """Return how many cores this process may run on."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not Linux
+        return os.cpu_count() or 1
+
+
+def read_tokenizer(path: Path, rows: int, content: bytes | None = None) -> Tokenizer:
     """Return a bundle's tokenizer; its ids must be rows of a model that has `rows`.
 
-    Raises BundleError where it can't be read or knows more.
+    `content`: that of the file `path`, where it has been read. Raises BundleError where it can't be
+    read, gives other ids, or has none for what is unknown.
     """
     # Deferred: the native engine seldom needs it.
     from tokenizers import Tokenizer
 
     try:
-        text = path.read_text(encoding="utf-8")
-        json.loads(text)
+        text = (path.read_bytes() if content is None else content).decode()
+        model = json.loads(text)["model"]
+        unknown = model["unk_token"] == UNKNOWN and UNKNOWN in model["vocab"]
         tokenizer = Tokenizer.from_str(text)
+        ids = tokenizer.get_vocab().values()
     except Exception as error:
         # `tokenizers` raises plain Exception.
         raise unreadable_tokenizer(path, error) from error
-    check_vocabulary(path, tokenizer.get_vocab_size(), rows)
+    if not unknown:
+        # `tokenizers` would not say so before it meets a word that it does not know.
+        raise unreadable_tokenizer(path, f"its vocabulary has no {UNKNOWN}")
+    # The largest, not their number: ids may leave some out.
+    check_vocabulary(path, max(ids) + 1, rows)
     return tokenizer
 
 
 def check_vocabulary(path: Path, size: int, rows: int) -> None:
-    """Raise BundleError where a tokenizer knows more tokens than the model."""
+    """Raise BundleError where a model has fewer rows than a tokenizer has ids, below `size`."""
     if size > rows:
         raise BundleError(
-            f"{path} knows {size} tokens and the model {rows}: it is another bundle's tokenizer; "
-            "copy or export the bundle again"
+            f"{path} gives ids up to {size - 1} and the model has {rows} rows: it is another "
+            "bundle's tokenizer; copy or export the bundle again"
         )
 
 

@@ -34,9 +34,9 @@ from bert_kd.runtime.bundle import (
     Bundle,
     Runtime,
     read_bundle,
-    sha256,
 )
 from bert_kd.runtime.card import model_card
+from bert_kd.runtime.digests import checksum, sha256
 from bert_kd.runtime.engine import EngineName, Floats, Precision
 from bert_kd.runtime.native import engine as native
 from bert_kd.runtime.native.fold import fold
@@ -121,6 +121,7 @@ def export_bundle(
             parameters=parameters,
             parameters_without_embeddings=without_embeddings,
             files={name: sha256(aside / name) for name in files},
+            checksums={name: checksum(aside / name) for name in files},
             bytes=sum((aside / name).stat().st_size for name in files),
             max_tokens=_max_length(student.tokenizer),
             runtimes=runtimes,
@@ -198,15 +199,21 @@ def _write_native(
                 path,
                 precision,
                 config.table,
+                folder / TOKENIZER,
             )
             engine = native.NativeEngine(
                 path, folder / TOKENIZER, asdict(student.shape), student.labels
             )
+            _check_tokenizer(engine, check)
             agreement = measure(engine.logits(check.texts, check.texts_b), check.logits, check.gold)
             refused = shortfall(agreement, precision)
         except BundleError as error:
             refused = str(error)
         if refused is None:
+            say(
+                f"export: {student.name} is native in {precision}, {folded.bytes / 1e6:.1f} MB, of "
+                f"which {folded.table_bytes / 1e6:.1f} MB are the folded embedding, read as needed"
+            )
             return Runtime(precision, folded.bytes, agreement, config.table, folded.table_bytes)
         path.unlink(missing_ok=True)
         if asked:
@@ -217,6 +224,15 @@ def _write_native(
         say(f"export: {student.name} is not taken in {precision}: {refused}")
     say(f"export: the bundle of {student.name} has ONNX alone")
     return None
+
+
+def _check_tokenizer(engine: native.NativeEngine, check: Check) -> None:
+    """Raise BundleError where the compiled tokenizer gives a text other ids than `tokenizers`."""
+    for side in (check.texts, check.texts_b or []):
+        if rows := engine.misread(side):
+            raise BundleError(
+                f"the compiled tokenizer gives other tokens than `tokenizers` to {side[rows[0]]!r}"
+            )
 
 
 def _weights(student: Student) -> dict[str, Floats]:

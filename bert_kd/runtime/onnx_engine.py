@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from bert_kd.data.batches import encode, sorted_batches
 from bert_kd.errors import BundleError, MissingExtra
-from bert_kd.runtime.engine import Floats, Precision
+from bert_kd.runtime.engine import Floats, Precision, usable_cores
 
 TOKENS_PER_BATCH = 512
 """Padded tokens of one side in one call of the session."""
@@ -40,7 +40,7 @@ class OnnxEngine:
         self._tokenizer = tokenizer
         self._classes = len(labels)
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or 0  # 0: one for each physical core
+        options.intra_op_num_threads = threads or usable_cores()
         options.inter_op_num_threads = 1
         # Idle threads sleep instead of spinning, so that a waiting server leaves the processor to
         # others.

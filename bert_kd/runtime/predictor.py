@@ -27,6 +27,7 @@ Engines = Literal["auto", "native", "onnx"]
 
 ROWS_PER_CHUNK = 8192
 """Texts given to the engine together: bounds memory, and is enough to be sorted by length well."""
+MOST_THREADS = 1024
 UNSET: Any = ""
 """`top_k` not given, which the pipeline answers in another shape than `top_k=1`."""
 
@@ -38,18 +39,27 @@ def load(
 
     `engine`: "auto" is the native runtime where it is installed and the bundle holds a model for
     it, else ONNX Runtime. `threads`: CPU threads of the model, None: one for each core that this
-    process may use. `verify` compares the files that the engine reads with their SHA-256. Raises
-    BundleError where the bundle is missing, damaged, foreign, or has no such engine; MissingExtra
-    where ONNX Runtime is needed and not installed.
+    process may use. `verify` compares the files that the engine reads with the checksums in
+    `bundle.json`; their structure is always checked. Raises BundleError where the bundle is
+    missing, damaged, foreign, or has no such engine, or `threads` is no number of threads;
+    MissingExtra where ONNX Runtime is needed and not installed.
     """
     if engine not in ("auto", "native", "onnx"):
         raise BundleError(f"there is no engine {engine!r}: use 'auto', 'native' or 'onnx'")
-    if threads is not None and threads < 1:
-        raise BundleError(f"threads is {threads}: give 1 or more, or None for all cores")
+    if threads is not None and not _is_count(threads):
+        raise BundleError(
+            f"threads is {threads!r}: give a whole number from 1 to {MOST_THREADS}, or None for "
+            "all cores"
+        )
     facts = read_bundle(bundle)
     chosen = _choose(facts, engine)
     verify_files(facts, (MODELS[chosen], TOKENIZER), digests=verify)
     return Predictor(facts, _open(facts, chosen, threads))
+
+
+def _is_count(threads: Any) -> bool:
+    # To Python, True is 1.
+    return isinstance(threads, int) and type(threads) is not bool and 1 <= threads <= MOST_THREADS
 
 
 def _choose(bundle: Bundle, wanted: Engines) -> EngineName:

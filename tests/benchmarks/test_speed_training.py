@@ -12,7 +12,8 @@ import speed_docs
 import speed_runs
 import torch
 import training
-from training_loops import Loop, PackedBiLSTM, Parts
+import training_loops
+from training_loops import Loop, PackedBiLSTM, Parts, training_device
 
 from bert_kd.store import write_json
 from bert_kd.student.model import BiLSTM, Shape
@@ -71,6 +72,13 @@ def test_loops_of_all_parts_learn_alike(tiny_bert):
     assert torch.allclose(steps["dense"], steps["sparse"], atol=1e-5)
 
 
+def test_all_loops_take_the_device_of_the_packages(tiny_bert, monkeypatch):
+    prepared = lesson(tiny_bert)
+    monkeypatch.setattr(training_loops, "training_device", lambda: torch.device("meta"))
+    loop = Loop(prepared.config, prepared.shape, prepared.examples, Parts(packed=True), 1)
+    assert {value.device.type for value in loop.model.parameters()} == {"meta"}
+
+
 def test_clipping_counts_sparse_rows_once(tiny_bert):
     prepared = lesson(tiny_bert)
     loop = Loop(prepared.config, prepared.shape, prepared.examples, Parts(sparse=True), 1)
@@ -101,6 +109,7 @@ def test_training_runs_to_the_document(tiny_bert, tmp_path):
     systems = [row["system"] for row in found["rows"]]
     assert systems[: len(training.LADDER)] == list(training.LADDER)
     assert f"{training.PACKAGE}, fp32" in systems
+    assert found["config"]["device"] == str(training_device())
     assert all(row["value"] > 0 for row in found["rows"])
     more = [*few, "--rows", "32", "--accuracy", "--seeds", "2", "--epochs", "1"]
     found = run(training, more, tmp_path, "training-accuracy")

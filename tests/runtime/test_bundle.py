@@ -54,8 +54,17 @@ def test_missing_file(copy, engine, name, verified):
 @pytest.mark.parametrize(("engine", "name"), READ)
 def test_one_changed_bit(copy, engine, name):
     change_a_bit(copy / name)
+    with pytest.raises(BundleError, match=f"{name} is damaged .*checksum"):
+        load(copy, engine)
+    edit(copy, lambda facts: facts.pop("checksums"))  # as older bundles are
     with pytest.raises(BundleError, match=f"{name} is damaged .*SHA-256"):
         load(copy, engine)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_bundle_without_checksums_is_still_read(copy, engine):
+    edit(copy, lambda facts: facts.pop("checksums"))
+    assert load(copy, engine)("a film")[0]["label"] in LABELS
 
 
 @pytest.mark.parametrize(("engine", "name"), READ)
@@ -108,6 +117,28 @@ def test_facts_that_cannot_be_read(copy, content):
         load(copy)
 
 
+def test_facts_that_are_no_file(copy):
+    (copy / "bundle.json").unlink()
+    (copy / "bundle.json").mkdir()
+    with pytest.raises(BundleError, match=r"bundle\.json cannot be read \(Is a directory\)"):
+        load(copy)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_files_that_may_not_be_read(copy, engine, monkeypatch):
+    def refuse(*arguments, **named):
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:  # whoever runs the tests may read everything
+        patch.setattr("pathlib.Path.open", refuse)
+        with pytest.raises(BundleError, match=r"cannot be read \(Permission denied\)"):
+            load(copy, engine)
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.read_text", refuse)
+        with pytest.raises(BundleError, match=r"bundle\.json cannot be read \(Permission denied\)"):
+            load(copy, engine)
+
+
 def test_another_format(copy):
     edit(copy, lambda facts: facts.update(format=3))
     with pytest.raises(
@@ -124,7 +155,7 @@ def as_first_format(folder):
         kept = ("rows", "largest_difference", "label_agreement")
         facts.update(format=1, agreement={key: agreement[key] for key in kept})
         facts["files"].pop("native.safetensors", None)
-        del facts["max_tokens"]
+        del facts["max_tokens"], facts["checksums"]
 
     edit(folder, change)
     (folder / "native.safetensors").unlink(missing_ok=True)
@@ -165,6 +196,8 @@ CHANGES = {
     "runtimes is": lambda facts: facts.update(runtimes=["onnx"]),
     "onnx is 3": lambda facts: facts["runtimes"].update(onnx=3),
     "max_tokens is": lambda facts: facts.update(max_tokens="32"),
+    "checksums is": lambda facts: facts.update(checksums=["0"]),
+    "checksums must be of all files": lambda facts: facts["checksums"].popitem(),
     "name is": lambda facts: facts.update(name=None),
 }
 
@@ -199,14 +232,32 @@ def test_the_tokenizer_of_another_bundle(copy):
         load(copy, "onnx")
 
 
-@needs_native
-def test_a_native_tokenizer_that_knows_more_than_the_model(copy):
-    path = copy / "tokenizer.json"
+def with_tokenizer(folder, change):
+    path = folder / "tokenizer.json"
     state = json.loads(path.read_text())
-    state["model"]["vocab"]["surplus"] = 1000
+    change(state)
     path.write_text(json.dumps(state))
-    with pytest.raises(BundleError, match="another bundle's tokenizer"):
-        load(copy, "native", verify=False)("surplus")
+
+
+def with_added(state, index):
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    state["added_tokens"].append({"id": index, "content": "surplus", **flags})
+
+
+TOKENIZERS = {
+    "gives ids up to 1000 ": lambda state: state["model"]["vocab"].update(surplus=1000),
+    "gives ids up to 1000000 ": lambda state: state["model"]["vocab"].update(good=10**6),
+    r"gives ids up to \d+ .* another bundle's": lambda state: with_added(state, 10**6),
+    r"its vocabulary has no \[UNK\]": lambda state: state["model"]["vocab"].pop("[UNK]"),
+}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("message", TOKENIZERS)
+def test_a_tokenizer_whose_ids_the_model_does_not_know(copy, engine, message):
+    with_tokenizer(copy, TOKENIZERS[message])
+    with pytest.raises(BundleError, match=message):
+        load(copy, engine, verify=False)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from small_students import LABELS, TEXTS, make_bundle, make_student, needs_nativ
 from bert_kd.config import ExportConfig
 from bert_kd.errors import BundleError, StudentError
 from bert_kd.runtime import export
-from bert_kd.runtime.bundle import read_bundle, sha256, verify
+from bert_kd.runtime.bundle import read_bundle, verify
+from bert_kd.runtime.digests import checksum, checksum_of, sha256
 from bert_kd.runtime.export import export_bundle
 from bert_kd.runtime.native.engine import NativeEngine, missing
 from bert_kd.runtime.predictor import load
@@ -51,6 +53,10 @@ def test_bundle_holds_the_facts(tmp_path):
         name: sha256(tmp_path / "b" / name)
         for name in (*NATIVE, "model.onnx", "model.safetensors", "tokenizer.json")
     }
+    assert bundle.checksums == {name: checksum(tmp_path / "b" / name) for name in bundle.files}
+    assert bundle.checksums["model.onnx"] == checksum_of(
+        (tmp_path / "b" / "model.onnx").read_bytes()
+    )
     assert bundle.bytes == sum((tmp_path / "b" / name).stat().st_size for name in bundle.files)
     assert bundle.metrics == metrics
     assert bundle.training == training
@@ -76,8 +82,27 @@ def test_bundle_holds_the_facts_of_the_native_model(tmp_path):
     assert 0 < native.agreement.largest_difference < 0.2
     assert 0 < native.agreement.largest_probability_difference < 0.05
     card = (folder / "README.md").read_text()
-    assert "| native | int8, int8 table | 0.0 MB | 100.00% |" in card
+    assert "| native | int8, int8 table of 0.0 MB | 0.0 MB | 100.00% |" in card
     assert "`native.safetensors` is for bert_kd's own CPU runtime" in card
+
+
+@needs_native
+def test_a_compiled_tokenizer_that_differs_gets_no_native_model(tmp_path, monkeypatch, capsys):
+    student = make_student(tmp_path / "student")
+    # The last texts of the rows alone: a rare difference.
+    monkeypatch.setattr(NativeEngine, "misread", lambda self, texts: [len(texts) - 1])
+    bundle = export_bundle(student, tmp_path / "b", TEXTS, None, ExportConfig())
+    assert list(bundle.runtimes) == ["onnx"]
+    assert "gives other tokens than `tokenizers` to 'The Film'" in " ".join(
+        capsys.readouterr().err.split()
+    )
+
+
+@needs_native
+def test_the_size_of_the_table_is_said(tmp_path, capsys):
+    make_bundle(tmp_path, ExportConfig(precision="bf16"))
+    said = " ".join(capsys.readouterr().err.split())
+    assert re.search(r"is native in bf16, \d+\.\d MB, of which 0\.0 MB are the folded", said)
 
 
 def test_card_tells_what_a_stranger_needs(tmp_path):

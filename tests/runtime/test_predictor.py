@@ -235,8 +235,18 @@ def test_engines(bundle):
     assert load(bundle, engine="onnx").engine.name == "onnx"
     with pytest.raises(BundleError, match="no engine 'gpu'"):
         load(bundle, engine="gpu")
-    with pytest.raises(BundleError, match="threads is 0"):
-        load(bundle, threads=0)
+    for threads in (0, -1, 1025, 2**31, 2**70, 1.5, "2", True):
+        with pytest.raises(BundleError, match=f"threads is {threads!r}: give a whole number"):
+            load(bundle, threads=threads)
+    assert load(bundle, threads=1024)("a film")
+
+
+def test_onnx_runtime_gets_the_cores_that_may_be_used(bundle, monkeypatch):
+    monkeypatch.setattr(onnx_engine, "usable_cores", lambda: 3)
+    options = load(bundle, "onnx").engine._session.get_session_options()
+    assert options.intra_op_num_threads == 3
+    options = load(bundle, "onnx", threads=2).engine._session.get_session_options()
+    assert options.intra_op_num_threads == 2
 
 
 @needs_native

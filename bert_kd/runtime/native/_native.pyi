@@ -1,29 +1,47 @@
 """The compiled part of the native runtime."""
 
 from collections.abc import Sequence
+from typing import overload
 
 import numpy as np
 import numpy.typing as npt
 
+class TensorFile:
+    """A safetensors file in memory, mapped. Safe to call from several threads."""
+
+    def __init__(self, path: str | bytes) -> None:
+        """Raises RuntimeError where the file can't be read or is damaged."""
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the file says of itself. Raises UnicodeDecodeError where that is no text."""
+
+    def read_bytes(self, name: str) -> bytes:
+        """Return the values of a tensor of bytes in one row, none where there is no such tensor.
+
+        Raises RuntimeError where it is another kind of tensor.
+        """
+
 class Model:
     """A folded student in memory. Safe to call from several threads."""
 
-    def __init__(self, path: str | bytes, instruction_set: str | None = None) -> None:
-        """Map the file of `fold.py` into memory and pack its weights for this CPU.
+    @overload
+    def __init__(self, file: TensorFile, instruction_set: str | None = None) -> None:
+        """Pack the weights of a file of `fold.py` for this CPU.
 
         `instruction_set`: one of `instruction_sets()`, None for the fastest. Raises RuntimeError
         where the file is damaged or of another kind, ValueError where this CPU lacks the
-        instruction set.
+        instruction set. Of the folded embedding no value is read yet.
         """
+
+    @overload
+    def __init__(self, path: str | bytes, instruction_set: str | None = None) -> None:
+        """The same, of a file that is opened for it alone."""
 
     @property
     def precision(self) -> str: ...
     @property
     def instruction_set(self) -> str: ...
-    @property
-    def metadata(self) -> dict[str, str]:
-        """What the file says of itself."""
-
     @property
     def vocabulary(self) -> int: ...
     @property
@@ -42,7 +60,8 @@ class Model:
         empty.
 
         Raises ValueError where ids or offsets don't fit the student or each other, TypeError where
-        they are of a type that does not fit, RuntimeError where the weights give no numbers.
+        they are of a type that does not fit, RuntimeError where a token's row of the folded
+        embedding holds what is no number, or an answer is none.
         """
 
     def answer(
@@ -67,9 +86,9 @@ class Tokenizer:
         self,
         *,
         kind: str,
-        vocabulary: list[str],
+        pieces: bytes,
         unknown: int,
-        merges: list[tuple[int, int, int]],
+        merges: bytes,
         added: list[tuple[str, int]],
         chinese: bool,
         strip_accents: bool,
@@ -78,7 +97,10 @@ class Tokenizer:
         max_tokens: int,
         keep_end: bool,
     ) -> None:
-        """Raises ValueError where an id can't be one, or a piece is empty."""
+        """Take the parts of `tokenizer.Rules`.
+
+        Raises ValueError where an id can't be one, or a piece is empty.
+        """
 
     @property
     def size(self) -> int:

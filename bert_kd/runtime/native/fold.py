@@ -18,8 +18,9 @@ beside it, one for each output, by which its values are to be multiplied.
     attention.weight, .bias       [2·Hp], [1]     F32, of attention pooling
     dense.weight, .bias           [dense, P]      F32, where there is such a layer
     output.weight, .bias          [classes, …]    F32
+    tokenizer.pieces, .merges     [bytes]         I8, of `Rules` in `tokenizer.py`, if it has any
 
-Its metadata holds `format`, `precision` and, as JSON, `shape` and `labels`.
+Its metadata holds `format`, `precision` and, as JSON, `shape`, `labels` and `tokenizer`.
 """
 
 from __future__ import annotations
@@ -35,7 +36,16 @@ import numpy as np
 import numpy.typing as npt
 
 from bert_kd.errors import BundleError
+from bert_kd.runtime.digests import checksum_of
 from bert_kd.runtime.engine import Floats, Precision
+from bert_kd.runtime.native.tokenizer import (
+    MERGES,
+    METADATA,
+    PIECES,
+    Rules,
+    UnsupportedTokenizer,
+    read_rules,
+)
 from bert_kd.store import writing
 
 FORMAT = "1"
@@ -77,17 +87,23 @@ def fold(
     path: Path,
     precision: Precision,
     table: TableType = "fp16",
+    tokenizer: Path | None = None,
 ) -> Folded:
     """Write `path` from a student's state dict, its `Shape` as a mapping and its labels.
+
+    `tokenizer` is its `tokenizer.json`: where the compiled tokenizer does what that says, its rules
+    go into the file, so that nobody has to wait for the JSON.
 
     Raises BundleError where the weights are such that the file could not stand for them: not
     finite, too large for their type, or of a kind of student that is not known here.
     """
     _check(weights, shape)
+    source, rules = _rules(tokenizer)
     tensors = [
         *_table(weights, shape, table),
         *_layers(weights, shape, precision),
         *_head(weights, shape),
+        *_tokenizer(rules),
     ]
     # Cache lines first: a tensor whose size is no multiple of one would shift those behind it.
     tensors.sort(key=lambda tensor: _size(tensor) % ALIGNMENT != 0)
@@ -97,6 +113,8 @@ def fold(
         "shape": json.dumps(dict(shape)),
         "labels": json.dumps(list(labels), ensure_ascii=False),
     }
+    if rules is not None:
+        metadata[METADATA] = json.dumps({"source": source, **rules.options}, ensure_ascii=False)
     with writing(path) as aside:
         _write(aside, tensors, metadata)
         size = aside.stat().st_size
@@ -210,6 +228,23 @@ def _matrix(name: str, values: Floats, precision: Precision) -> Iterator[_Tensor
         whole, scale = _quantise(values)
         yield _fixed(name, "I8", whole)
         yield _floats(f"{name}.scale", scale)
+
+
+def _rules(path: Path | None) -> tuple[str, Rules | None]:
+    """Return the checksum of a `tokenizer.json` and the rules in it, None where there are none."""
+    if path is None:
+        return "", None
+    content = path.read_bytes()
+    try:
+        return checksum_of(content), read_rules(content.decode())
+    except UnsupportedTokenizer:
+        return "", None
+
+
+def _tokenizer(rules: Rules | None) -> Iterator[_Tensor]:
+    for name, content in ((PIECES, rules.pieces), (MERGES, rules.merges)) if rules else ():
+        if content:
+            yield _fixed(name, "I8", np.frombuffer(content, dtype=np.int8))
 
 
 def _bias(weights: Mapping[str, Floats], layer: int, side: str) -> Floats:

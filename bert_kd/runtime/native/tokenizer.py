@@ -1,21 +1,31 @@
 """From a student's `tokenizer.json` to the compiled tokenizer, or the reason why there is none.
 
 The compiled tokenizer does exactly what the tokenizers of `bert_kd/student/vocabulary.py` do, and
-nothing else: whatever stands in the file beyond that is refused here, and `tokenizers` serves. Not
-here: the work itself (`src/normalizer.cpp`, `src/tokenizer.cpp`).
+nothing else: whatever stands in the file beyond that is refused here, and `tokenizers` serves.
+Reading the JSON takes longer than all else in loading a bundle, so its rules also lie in
+`native.safetensors`, under the checksum of the `tokenizer.json` that they were read from. Not here:
+the work itself (`src/normalizer.cpp`, `src/tokenizer.cpp`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from bert_kd.runtime.native._native import Tokenizer
+import numpy as np
 
-UNKNOWN = "[UNK]"
+from bert_kd.runtime.engine import UNKNOWN
+
+if TYPE_CHECKING:
+    import tokenizers
+
+    from bert_kd.runtime.native._native import TensorFile, Tokenizer
+
+METADATA, PIECES, MERGES = "tokenizer", "tokenizer.pieces", "tokenizer.merges"
+"""The parts of `Rules` in `native.safetensors`."""
 PREFIX = "##"
 
 
@@ -71,16 +81,43 @@ class UnsupportedTokenizer(ValueError):
     """A tokenizer that the compiled one does not do; its text is the reason."""
 
 
+@dataclass(frozen=True)
+class Rules:
+    """What the compiled tokenizer is made of."""
+
+    pieces: bytes
+    """The vocabulary in the order of its ids, each entry as UTF-8 with a NUL behind it."""
+    merges: bytes
+    """(left, right, merged) ids as int32, lowest byte first; the first merge to be done first."""
+    options: Mapping[str, Any]
+    """The other arguments of `_native.Tokenizer`, all of which JSON can hold."""
+
+    def compiled(self) -> Tokenizer:
+        """Return the compiled tokenizer. Raises ValueError or TypeError where they make none."""
+        from bert_kd.runtime.native import _native
+
+        return _native.Tokenizer(pieces=self.pieces, merges=self.merges, **self.options)
+
+
 def compile_tokenizer(text: str) -> Tokenizer:
     """Return the compiled tokenizer of a `tokenizer.json` whose text this is.
 
     Raises UnsupportedTokenizer where it is another than the students have, or damaged.
     """
-    from bert_kd.runtime.native import _native
-
+    rules = read_rules(text)
     try:
-        arguments = _arguments(json.loads(text))
-        return _native.Tokenizer(**arguments)
+        return rules.compiled()
+    except (ValueError, TypeError) as error:
+        raise UnsupportedTokenizer(f"it is damaged ({error})") from None
+
+
+def read_rules(text: str) -> Rules:
+    """Return the rules of a `tokenizer.json` whose text this is.
+
+    Raises UnsupportedTokenizer where it is another than the students have, or damaged.
+    """
+    try:
+        return _rules(json.loads(text))
     except UnsupportedTokenizer:
         raise
     except KeyError as error:
@@ -89,8 +126,56 @@ def compile_tokenizer(text: str) -> Tokenizer:
         raise UnsupportedTokenizer(f"it is damaged ({error})") from None
 
 
-def _arguments(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the compiled tokenizer's arguments."""
+def kept_rules(file: TensorFile, source: str) -> Rules | None:
+    """Return the rules that `native.safetensors` holds of the `tokenizer.json` of the checksum
+    `source`; None where it holds none, or another's.
+
+    Raises ValueError, TypeError or RuntimeError where they are damaged.
+    """
+    found = file.metadata.get(METADATA)
+    if found is None:
+        return None
+    options = json.loads(found)
+    if not isinstance(options, dict):
+        raise TypeError(f"its {METADATA} is {_shortened(options)}")
+    if options.pop("source", None) != source:
+        return None
+    return Rules(file.read_bytes(PIECES), file.read_bytes(MERGES), options)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What the compiled tokenizer made of some texts."""
+
+    differing: list[int]
+    """Positions of those that it gives other ids than `tokenizers` does."""
+    handed_back: list[int]
+    """Positions of those that it leaves to `tokenizers`."""
+
+
+def compare(
+    compiled: Tokenizer, usual: tokenizers.Tokenizer, texts: Sequence[str], threads: int = 1
+) -> Comparison:
+    """Return where the compiled tokenizer's ids of `texts` are not those of `usual`."""
+    # Deferred: answering needs none of it.
+    from bert_kd.data.batches import encode
+
+    expected = encode(usual, texts)
+    ids, offsets, others = compiled.encode(texts, threads)
+    back = set(others)
+    differing = [
+        row
+        for row in range(len(texts))
+        if row not in back
+        and not np.array_equal(
+            ids[offsets[row] : offsets[row + 1]],
+            expected.ids[expected.offsets[row] : expected.offsets[row + 1]],
+        )
+    ]
+    return Comparison(differing, others)
+
+
+def _rules(state: Mapping[str, Any]) -> Rules:
     _expect("version", state["version"], "1.0")
     _expect("padding", state["padding"], None)
     _expect("post_processor", state["post_processor"], None)
@@ -105,16 +190,16 @@ def _arguments(state: Mapping[str, Any]) -> dict[str, Any]:
         variable.discard("max_input_chars_per_word")
     _expect("model", {name: model[name] for name in model if name not in variable}, options)
     vocabulary = _vocabulary(model["vocab"])
-    return {
+    merges = _merges(model["merges"], vocabulary) if kind == "bpe" else []
+    options = {
         "kind": kind,
-        "vocabulary": list(vocabulary),
         "unknown": vocabulary[UNKNOWN],
-        "merges": _merges(model["merges"], vocabulary) if kind == "bpe" else [],
         "added": _added(state["added_tokens"], vocabulary),
         "longest_word": _number(model["max_input_chars_per_word"]) if kind == "wordpiece" else 0,
         **_normalizer(state["normalizer"]),
         **_truncation(state["truncation"]),
     }
+    return Rules(_pieces(vocabulary), np.array(merges, dtype="<i4").tobytes(), options)
 
 
 def _expect(name: str, found: object, expected: object) -> None:
@@ -148,6 +233,13 @@ def _vocabulary(found: Mapping[str, Any]) -> dict[str, int]:
     if sorted(numbers) != list(range(len(numbers))):
         raise UnsupportedTokenizer("its ids leave some numbers out")
     return dict(sorted(found.items(), key=itemgetter(1)))
+
+
+def _pieces(vocabulary: Mapping[str, int]) -> bytes:
+    joined = "".join([f"{piece}\0" for piece in vocabulary])
+    if joined.count("\0") > len(vocabulary):
+        raise UnsupportedTokenizer("its vocabulary has an entry with a NUL")
+    return joined.encode()
 
 
 def _merges(found: list[Any], vocabulary: Mapping[str, int]) -> list[tuple[int, int, int]]:

@@ -18,6 +18,7 @@ from small_students import TEXTS, WORDS, make_bundle, needs_native
 
 from bert_kd.config import ExportConfig
 from bert_kd.data.batches import encode
+from bert_kd.errors import BundleError
 from bert_kd.runtime.native.engine import NativeEngine, usable_cores
 from bert_kd.runtime.predictor import load
 from bert_kd.student.model import load_student
@@ -190,6 +191,90 @@ def test_texts_that_are_handed_back_are_those_of_the_call(bundle):
     engine = load(bundle, "native").engine
     texts = odd_texts(200)
     np.testing.assert_array_equal(engine.logits(Emptied(texts)), engine.logits(texts))
+
+
+def test_no_json_is_read_until_a_text_is_handed_back(bundle, tmp_path, monkeypatch):
+    folder = shutil.copytree(bundle, tmp_path / "copy")
+    texts = odd_texts(200)
+    expected = load(folder, "native").logits(texts)
+
+    def refuse(*arguments):
+        raise AssertionError("the tokenizer.json is read")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bert_kd.runtime.native.engine.compile_tokenizer", refuse)
+        patch.setattr("bert_kd.runtime.native.engine.read_tokenizer", refuse)
+        engine = load(folder, "native").engine
+        assert engine.logits(["a film"]).shape == (1, 3)
+        with pytest.raises(AssertionError, match="is read"):
+            engine.logits(texts)
+    # Another bundle has taken the folder since: the texts are those of the one that was loaded.
+    (folder / "tokenizer.json").write_text("{}")
+    with ThreadPoolExecutor(8) as pool:
+        for answer in pool.map(lambda _: engine.logits(texts), range(8)):
+            np.testing.assert_allclose(answer, expected, atol=1e-6)
+
+
+def test_a_tokenizer_that_has_changed_since_is_the_one_that_is_used(bundle, tmp_path):
+    folder = shutil.copytree(bundle, tmp_path / "copy")
+    path = folder / "tokenizer.json"
+    state = json.loads(path.read_text())
+    state["truncation"]["max_length"] = 2
+    path.write_text(json.dumps(state))
+    predictor = load(folder, "native", verify=False)
+    assert predictor.engine._compiled is not None
+    cut, whole = predictor.logits(["so good", "so good and so great"])
+    np.testing.assert_array_equal(cut, whole)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf], ids=str)
+def test_a_table_with_what_is_no_number_gives_no_answer(tmp_path, precision, value):
+    from bert_kd.runtime.native import _native
+
+    bundle = make_bundle(tmp_path, ExportConfig(precision=precision))
+    tokenizer = bundle / "tokenizer.json"
+    path = bundle / "native.safetensors"
+    content = bytearray(path.read_bytes())
+    begin = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:begin])
+    vocabulary = json.loads(tokenizer.read_text())["model"]["vocab"]
+    values = 2 * 4 * 16
+    # One gate of one unit, of a word that not every text has.
+    at = begin + header["table"]["data_offsets"][0] + 2 * (vocabulary["great"] * values + 3 * 16)
+    content[at : at + 2] = np.float16(value).tobytes()
+    path.unlink()
+    path.write_bytes(content)
+    facts = load(bundle, "onnx").bundle
+    for instruction_set in _native.instruction_sets():
+        engine = NativeEngine(path, tokenizer, facts.shape, facts.labels, 2, instruction_set)
+        assert np.isfinite(engine.logits(["so good"])).all()
+        for texts in (["so great"], odd_texts(200)):
+            with pytest.raises(BundleError, match="values in table that are no numbers"):
+                engine.logits(texts)
+
+
+def test_sizes_that_the_bundle_does_not_name_take_no_memory(bundle, tmp_path, monkeypatch):
+    from bert_kd.runtime.native import _native
+
+    facts = load(bundle, "native").bundle
+    other = {**facts.shape, "hidden": facts.shape["hidden"] + 1}
+
+    def refuse(*arguments):
+        raise AssertionError("the weights are packed")
+
+    files = (bundle / "native.safetensors", bundle / "tokenizer.json")
+    with monkeypatch.context() as patch:
+        patch.setattr(_native, "Model", refuse)
+        with pytest.raises(BundleError, match="another bundle's model"):
+            NativeEngine(*files, other, facts.labels)
+
+    def too_large(*arguments):
+        raise MemoryError
+
+    monkeypatch.setattr(_native, "Model", too_large)
+    with pytest.raises(BundleError, match="needs more memory than there is"):
+        NativeEngine(*files, facts.shape, facts.labels)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems' names are Unicode")

@@ -6,16 +6,25 @@ import importlib
 import json
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
-from fuzz_tokenizer import Strings, compare, read_texts, variants
+from fuzz_tokenizer import Strings, read_texts, variants
+from fuzz_tokenizer import compare as outcome_of
 from places import REPOSITORY
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from bert_kd.config import VocabularyConfig
 from bert_kd.data.batches import encode
-from bert_kd.runtime.native.tokenizer import UnsupportedTokenizer, compile_tokenizer
+from bert_kd.runtime.digests import checksum
+from bert_kd.runtime.native.fold import fold
+from bert_kd.runtime.native.tokenizer import (
+    UnsupportedTokenizer,
+    compare,
+    compile_tokenizer,
+    kept_rules,
+)
 from bert_kd.student.vocabulary import build_tokenizer
 
 _native = pytest.importorskip("bert_kd.runtime.native._native")
@@ -70,7 +79,7 @@ def test_strings_of_all_kinds_get_the_ids_that_tokenizers_gives(
     for name, make in strings.kinds().items():
         batch = [make() for _ in range(250 if name != "long" else 25)]
         for state in variants(states[kind]):
-            outcome = compare(state, batch)
+            outcome = outcome_of(state, batch)
             assert not outcome.differing, (name, outcome.differing[0])
             if name in ("real", "emoji", "controls"):
                 assert outcome.native > 0.95 * outcome.strings, name
@@ -150,6 +159,29 @@ def test_the_size_is_what_tokenizers_counts(states: dict[str, str]):
             assert compile_tokenizer(variant).size == Tokenizer.from_str(variant).get_vocab_size()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_rules_in_the_models_file_are_those_of_the_json(
+    kind: str, states: dict[str, str], texts: list[str], tmp_path: Path
+):
+    shape = {"vocabulary": 1, "hidden": 1, "layers": 1, "pooling": "max"}
+    hidden = {f"weight_{part}_l0": np.zeros((4, 1), np.float32) for part in ("ih", "hh")}
+    hidden |= {f"bias_{part}_l0": np.zeros(4, np.float32) for part in ("ih", "hh")}
+    weights = {f"layers.0.{side}.{name}": values for side in ("rightward", "leftward")
+               for name, values in hidden.items()}  # fmt: skip
+    weights |= {"embedding.weight": np.zeros((1, 1), np.float32)}
+    weights |= {"output.weight": np.zeros((2, 2), np.float32), "output.bias": np.zeros(2, "f4")}
+    for number, state in enumerate(variants(states[kind])):
+        source = tmp_path / "tokenizer.json"
+        source.write_text(state, encoding="utf-8")
+        path = tmp_path / f"{number}.safetensors"
+        fold(weights, shape, ["a", "b"], path, "fp32", tokenizer=source)
+        rules = kept_rules(_native.TensorFile(str(path)), checksum(source))
+        assert rules is not None
+        assert not compare(rules.compiled(), Tokenizer.from_str(state), texts).differing
+        assert rules.compiled().size == Tokenizer.from_str(state).get_vocab_size()
+        assert kept_rules(_native.TensorFile(str(path)), "0" * 32) is None
+
+
 CHANGES = [
     # where in the file, what stands there instead, a word of the reason
     (("version",), "2.0", "version"),
@@ -170,6 +202,7 @@ CHANGES = [
     (("model", "vocab"), {"[PAD]": 0, "a": 1}, "UNK"),
     (("model", "vocab"), {"": 0, "[UNK]": 1}, "empty"),
     (("model", "vocab"), {"\ud800": 0, "[UNK]": 1}, "damaged"),
+    (("model", "vocab"), {"a\0b": 0, "[UNK]": 1}, "NUL"),
     (("truncation", "stride"), 3, "truncation"),
     (("truncation", "strategy"), "OnlySecond", "truncation"),
     (("truncation", "max_length"), 0, "number"),
@@ -219,17 +252,22 @@ def test_what_is_no_tokenizer_is_refused(text: str):
         compile_tokenizer(text)
 
 
+def triples(*ids: int) -> bytes:
+    return np.array(ids, "<i4").tobytes()
+
+
 def test_the_compiled_part_checks_what_it_is_given():
     arguments = dict(
-        kind="bpe", vocabulary=["[UNK]", "a", "##b", "ab"], unknown=0, merges=[(1, 2, 3)],
+        kind="bpe", pieces=b"[UNK]\0a\0##b\0ab\0", unknown=0, merges=triples(1, 2, 3),
         added=[("[M]", 9)], chinese=True, strip_accents=True, lowercase=True, longest_word=0,
         max_tokens=0, keep_end=False,
     )  # fmt: skip
     assert _native.Tokenizer(**arguments).encode(["ab[M]abb"])[0].tolist() == [3, 9, 3, 2]
     for wrong in (
-        {"kind": "unigram"}, {"unknown": 4}, {"unknown": -1}, {"merges": [(1, 2, 4)]},
+        {"kind": "unigram"}, {"unknown": 4}, {"unknown": -1}, {"merges": triples(1, 2, 4)},
+        {"merges": triples(-1, 2, 3)}, {"merges": triples(1, 2, 3)[:-1]},
         {"added": [("", 1)]}, {"added": [("x", -1)]}, {"added": [("x", 2**31 - 1)]},
-        {"vocabulary": []}, {"vocabulary": ["[UNK]", "", "a", "b"]},
+        {"pieces": b""}, {"pieces": b"[UNK]\0\0a\0b\0"}, {"pieces": b"[UNK]\0a\0b\0ab"},
     ):  # fmt: skip
         with pytest.raises(ValueError):
             _native.Tokenizer(**{**arguments, **wrong})

@@ -63,8 +63,8 @@ Shape read_shape(const TensorFile& file) {
   shape.hidden = size_of(facts, "hidden", 1, 1 << 14);
   shape.padded = (shape.hidden + kUnits - 1) / kUnits * kUnits;
   shape.layers = size_of(facts, "layers", 1, 1 << 10);
-  shape.dense = size_of(facts, "dense", 0, 1 << 20);
-  shape.classes = size_of(facts, "classes", 1, 1 << 20);
+  shape.dense = size_of(facts, "dense", 0, 1 << 14);
+  shape.classes = size_of(facts, "classes", 1, 1 << 16);
   shape.pair = flag_of(facts, "pair");
   shape.match = flag_of(facts, "match");
   if (shape.match && !shape.pair) damaged("has a match of texts that are no pairs");
@@ -310,9 +310,9 @@ void Model::give_back(std::unique_ptr<Workspace> workspace) const {
 
 // --- the model ---------------------------------------------------------------------------------
 
-Model::Model(const std::string& path, const char* instruction_set)
-    : file_(path), shape_(read_shape(file_)) {
-  const Precision precision = read_precision(file_);
+Model::Model(std::shared_ptr<const TensorFile> file, const char* instruction_set)
+    : file_(std::move(file)), shape_(read_shape(*file_)) {
+  const Precision precision = read_precision(*file_);
   kernel_ = find_kernel(instruction_set, precision);
   head_ = find_kernel(instruction_set, Precision::kFp32);
   if (!kernel_) {
@@ -325,16 +325,17 @@ Model::Model(const std::string& path, const char* instruction_set)
   }
 
   const std::size_t rows = shape_.vocabulary, units = shape_.padded;
-  const Tensor& table = file_.get("table", {rows, kSides, kGates, units});
+  const Tensor& table = file_->get("table", {rows, kSides, kGates, units});
   if (table.dtype != Dtype::kFp16 && table.dtype != Dtype::kInt8) {
     damaged("has a table that is neither fp16 nor int8");
   }
   table_format_ = table.dtype == Dtype::kFp16 ? Addend::kFp16 : Addend::kInt8;
   table_ = static_cast<const char*>(table.data);
+  if (table.dtype == Dtype::kFp16) row_is_checked_ = std::vector<std::atomic<bool>>(rows);
   table_scale_ =
-      table.dtype == Dtype::kInt8 ? floats(file_, "table.scale", {rows, kSides}) : nullptr;
+      table.dtype == Dtype::kInt8 ? floats(*file_, "table.scale", {rows, kSides}) : nullptr;
   if (shape_.match) {
-    match_ = floats(file_, "match", {kSides, kGates, units});
+    match_ = floats(*file_, "match", {kSides, kGates, units});
     no_match_.resize(kGates * units);
   }
 
@@ -344,23 +345,23 @@ Model::Model(const std::string& path, const char* instruction_set)
       const std::string name = "layers." + std::to_string(layer) + "." + side;
       Direction direction;
       direction.recurrent =
-          pack_gates(file_, *kernel_, dtype, name + ".recurrent", shape_, shape_.padded, nullptr);
+          pack_gates(*file_, *kernel_, dtype, name + ".recurrent", shape_, shape_.padded, nullptr);
       if (layer > 0) {
-        const float* const bias = floats(file_, name + ".bias", {kGates, units});
-        direction.input = pack_gates(file_, *kernel_, dtype, name + ".input", shape_,
+        const float* const bias = floats(*file_, name + ".bias", {kGates, units});
+        direction.input = pack_gates(*file_, *kernel_, dtype, name + ".input", shape_,
                                      kSides * shape_.padded, bias);
       }
       directions_.push_back(std::move(direction));
     }
   }
   if (shape_.pooling == Pooling::kAttention) {
-    attention_weight_ = floats(file_, "attention.weight", {kSides * units});
-    attention_bias_ = *floats(file_, "attention.bias", {1});
+    attention_weight_ = floats(*file_, "attention.weight", {kSides * units});
+    attention_bias_ = *floats(*file_, "attention.bias", {1});
   }
   const int pooled = kSides * shape_.padded * (shape_.pair ? 4 : 1);
-  if (shape_.dense) dense_ = pack_head(file_, *head_, "dense", shape_.dense, pooled);
+  if (shape_.dense) dense_ = pack_head(*file_, *head_, "dense", shape_.dense, pooled);
   output_ =
-      pack_head(file_, *head_, "output", shape_.classes, shape_.dense ? shape_.dense : pooled);
+      pack_head(*file_, *head_, "output", shape_.classes, shape_.dense ? shape_.dense : pooled);
 }
 
 Model::~Model() {
@@ -387,6 +388,22 @@ void Model::check(const Sequences& texts) const {
     throw std::invalid_argument("there are token ids outside 0 to " +
                                 std::to_string(shape_.vocabulary - 1));
   }
+  if (row_is_checked_.empty()) return;
+  for (std::int64_t at = texts.offsets[0]; at < texts.offsets[texts.count]; ++at) {
+    if (!row_is_checked_[ids[at]].load(std::memory_order_relaxed)) check_row(ids[at]);
+  }
+}
+
+// The table is too large to be read through when a file is opened: each row is checked before it is
+// used for the first time. Kernels may make a number of what is none.
+void Model::check_row(std::int32_t id) const {
+  constexpr std::uint16_t kExponent = 0x7c00;
+  const std::size_t count = std::size_t{kSides} * kGates * shape_.padded;
+  const auto* const values = reinterpret_cast<const std::uint16_t*>(table_) + id * count;
+  bool finite = true;
+  for (std::size_t at = 0; at < count; ++at) finite &= (values[at] & kExponent) != kExponent;
+  if (!finite) damaged("has values in table that are no numbers");
+  row_is_checked_[id].store(true, std::memory_order_relaxed);
 }
 
 void Model::logits(const Sequences& texts, const Sequences* others, int threads, float* out) const {

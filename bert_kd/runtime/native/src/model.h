@@ -5,7 +5,6 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
-#include <map>
 #include <memory>
 #include <new>
 #include <string>
@@ -70,23 +69,23 @@ struct Workspace;
 class Model {
  public:
   // Reads the file of `bert_kd.runtime.native.fold`. `instruction_set`: null for the fastest that
-  // this CPU has. Throws std::runtime_error where the file is damaged or of another kind, and
-  // std::invalid_argument where this CPU has no such instruction set.
-  Model(const std::string& path, const char* instruction_set);
+  // this CPU has. Throws std::runtime_error where the file is damaged or of another kind, values
+  // that are no numbers included, but for the table's; std::invalid_argument where this CPU has no
+  // such instruction set.
+  Model(std::shared_ptr<const TensorFile> file, const char* instruction_set);
   ~Model();
   Model(const Model&) = delete;
   Model& operator=(const Model&) = delete;
 
   const Shape& shape() const { return shape_; }
-  const std::string& precision() const { return file_.metadata().at("precision"); }
+  const std::string& precision() const { return file_->metadata().at("precision"); }
   const char* instruction_set() const { return kernel_->instruction_set; }
-  const std::map<std::string, std::string>& metadata() const { return file_.metadata(); }
 
   // Writes the logits [texts.count, classes] to `out`. Of pairs, `others` are the second texts;
   // elsewhere null. The answers do not depend on the number of threads; with what else is in the
   // call they differ by no more than the order of sums does. Safe to call from several threads.
   // Throws std::invalid_argument where the sequences don't fit the student, std::runtime_error
-  // where its weights give no numbers.
+  // where a token's row of the table holds what is no number, or an answer is none.
   void logits(const Sequences& texts, const Sequences* others, int threads, float* out) const;
 
  private:
@@ -99,6 +98,7 @@ class Model {
   friend struct Workspace;
 
   void check(const Sequences& texts) const;
+  void check_row(std::int32_t id) const;
   void answer(const Sequences& texts, const Sequences* others, int threads, float* out,
               Workspace& workspace) const;
   void arrange(const Sequences& texts, const Sequences* others, Workspace& workspace) const;
@@ -110,13 +110,14 @@ class Model {
   std::unique_ptr<Workspace> take_workspace() const;
   void give_back(std::unique_ptr<Workspace> workspace) const;
 
-  TensorFile file_;
+  std::shared_ptr<const TensorFile> file_;
   Shape shape_;
   const Kernel* kernel_;  // of the layers
   const Kernel* head_;    // of what is behind the pooling: fp32
   Addend table_format_;
   const char* table_;
   const float* table_scale_;  // or null
+  mutable std::vector<std::atomic<bool>> row_is_checked_;  // [vocabulary], of a table of fp16
   const float* match_ = nullptr;
   std::vector<float> no_match_;        // zeros, for tokens that only one text has
   std::vector<Direction> directions_;  // [layer, side]

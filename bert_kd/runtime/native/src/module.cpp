@@ -6,7 +6,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <iterator>
 #include <memory>
 #include <optional>
@@ -110,21 +109,20 @@ TokenizerRules::Kind kind_of(const std::string& name) {
 }
 
 std::unique_ptr<Tokenizer> make_tokenizer(
-    const std::string& kind, std::vector<std::string> vocabulary, std::int32_t unknown,
-    const std::vector<std::array<std::int32_t, 3>>& merges,
+    const std::string& kind, const py::bytes& pieces, std::int32_t unknown, const py::bytes& merges,
     std::vector<std::pair<std::string, std::int32_t>> added, bool chinese, bool strip_accents,
     bool lowercase, std::size_t longest_word, std::size_t max_tokens, bool keep_end) {
   TokenizerRules rules;
   rules.kind = kind_of(kind);
   rules.normalizer = {chinese, strip_accents, lowercase};
-  rules.vocabulary = std::move(vocabulary);
-  for (const auto& [left, right, merged] : merges) rules.merges.push_back({left, right, merged});
+  rules.pieces = pieces;
+  rules.merges = merges;
   rules.added = std::move(added);
   rules.unknown = unknown;
   rules.longest_word = longest_word;
   rules.max_tokens = max_tokens;
   rules.keep_end = keep_end;
-  return std::make_unique<Tokenizer>(rules);
+  return std::make_unique<Tokenizer>(std::move(rules));
 }
 
 // Token ids of many texts, and the positions of those that are handed back.
@@ -236,16 +234,36 @@ py::tuple names_of_instruction_sets() {
 PYBIND11_MODULE(_native, module) {
   module.doc() = "The compiled part of the native runtime.";
 
+  py::class_<TensorFile, std::shared_ptr<TensorFile>>(module, "TensorFile")
+      .def(py::init([](const std::string& path) {
+             const Unlocked unlocked;
+             return std::make_shared<TensorFile>(path);
+           }),
+           py::arg("path"))
+      .def_property_readonly("metadata", &TensorFile::metadata)
+      .def(
+          "read_bytes",
+          [](const TensorFile& file, const std::string& name) {
+            return py::bytes(file.bytes(name));
+          },
+          py::arg("name"));
+
   py::class_<Model>(module, "Model")
+      .def(py::init([](std::shared_ptr<TensorFile> file,
+                       const std::optional<std::string>& instruction_set) {
+             const Unlocked unlocked;
+             return std::make_unique<Model>(std::move(file),
+                                            instruction_set ? instruction_set->c_str() : nullptr);
+           }),
+           py::arg("file").none(false), py::arg("instruction_set") = py::none())
       .def(py::init([](const std::string& path, const std::optional<std::string>& instruction_set) {
              const Unlocked unlocked;
-             return std::make_unique<Model>(path, instruction_set ? instruction_set->c_str()
-                                                                  : nullptr);
+             return std::make_unique<Model>(std::make_shared<TensorFile>(path),
+                                            instruction_set ? instruction_set->c_str() : nullptr);
            }),
            py::arg("path"), py::arg("instruction_set") = py::none())
       .def_property_readonly("precision", &Model::precision)
       .def_property_readonly("instruction_set", &Model::instruction_set)
-      .def_property_readonly("metadata", &Model::metadata)
       .def_property_readonly("vocabulary",
                              [](const Model& model) { return model.shape().vocabulary; })
       .def_property_readonly("classes", [](const Model& model) { return model.shape().classes; })
@@ -256,7 +274,7 @@ PYBIND11_MODULE(_native, module) {
            py::arg("texts_b") = py::none(), py::arg("threads") = 1);
 
   py::class_<Tokenizer>(module, "Tokenizer")
-      .def(py::init(&make_tokenizer), py::kw_only(), py::arg("kind"), py::arg("vocabulary"),
+      .def(py::init(&make_tokenizer), py::kw_only(), py::arg("kind"), py::arg("pieces"),
            py::arg("unknown"), py::arg("merges"), py::arg("added"), py::arg("chinese"),
            py::arg("strip_accents"), py::arg("lowercase"), py::arg("longest_word"),
            py::arg("max_tokens"), py::arg("keep_end"))

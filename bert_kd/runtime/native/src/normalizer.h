@@ -7,7 +7,6 @@
 #include <memory>
 #include <string>
 #include <string_view>
-#include <vector>
 
 #include "unicode_tables.h"
 
@@ -25,13 +24,7 @@ class NormalText {
  private:
   friend class Normalizer;
 
-  struct Cut {
-    const char* begin;
-    const char* end;
-  };
-
   std::string unified_;
-  std::vector<Cut> cuts_;
   std::unique_ptr<char[]> bytes_;
   std::size_t capacity_ = 0;
   char* end_ = nullptr;

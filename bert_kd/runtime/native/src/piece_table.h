@@ -4,8 +4,6 @@
 
 #include <cstdint>
 #include <cstring>
-#include <stdexcept>
-#include <string>
 #include <string_view>
 #include <vector>
 
@@ -35,28 +33,29 @@ inline std::uint64_t hash_of(std::string_view word, std::uint64_t seed) {
   return hash;
 }
 
+// The bytes of the pieces are their owner's, and stay where they are.
 class PieceTable {
  public:
   static constexpr std::int32_t kNone = -1;
 
-  // Adds `piece`; the first of equal ones stays.
+  // Makes room for `count` pieces, which is all that may be added.
+  void reserve(std::size_t count) {
+    std::size_t size = 64;
+    while (size < 2 * count) size *= 2;
+    slots_.assign(size, Slot{});
+  }
+
+  // Adds `piece`, of less than 4 GiB; the first of equal ones stays.
   void add(std::string_view piece, std::int32_t id) {
-    if (2 * (count_ + 1) > slots_.size()) grow();
-    if (bytes_.size() + piece.size() > UINT32_MAX) {
-      throw std::invalid_argument("the vocabulary is too large");
-    }
     Slot& slot = slots_[place_of(piece)];
     if (slot.id != kNone) return;
-    slot = {static_cast<std::uint32_t>(bytes_.size()), static_cast<std::uint32_t>(piece.size()),
-            id};
-    bytes_ += piece;
-    ++count_;
+    slot = {piece.data(), static_cast<std::uint32_t>(piece.size()), id};
     if (piece.size() > longest_) longest_ = piece.size();
   }
 
   // The id of `piece`, or kNone.
   std::int32_t find(std::string_view piece) const {
-    return piece.size() > longest_ || !count_ ? kNone : slots_[place_of(piece)].id;
+    return piece.size() > longest_ ? kNone : slots_[place_of(piece)].id;
   }
 
   // The bytes of the longest piece.
@@ -64,7 +63,7 @@ class PieceTable {
 
  private:
   struct Slot {
-    std::uint32_t at = 0;  // within bytes_
+    const char* at = nullptr;
     std::uint32_t size = 0;
     std::int32_t id = kNone;
   };
@@ -77,19 +76,9 @@ class PieceTable {
     return place;
   }
 
-  std::string_view text_of(const Slot& slot) const { return {bytes_.data() + slot.at, slot.size}; }
-
-  void grow() {
-    std::vector<Slot> old(slots_.empty() ? 64 : 2 * slots_.size());
-    old.swap(slots_);
-    for (const Slot& slot : old) {
-      if (slot.id != kNone) slots_[place_of(text_of(slot))] = slot;
-    }
-  }
+  static std::string_view text_of(const Slot& slot) { return {slot.at, slot.size}; }
 
   std::vector<Slot> slots_;  // a power of two, at most half of them taken
-  std::string bytes_;
-  std::size_t count_ = 0;
   std::size_t longest_ = 0;
 };
 

@@ -162,6 +162,16 @@ const Tensor& TensorFile::get(const std::string& name,
   return found->second;
 }
 
+std::string_view TensorFile::bytes(const std::string& name) const {
+  const auto found = tensors_.find(name);
+  if (found == tensors_.end()) return {};
+  const Tensor& tensor = found->second;
+  if (tensor.dtype != Dtype::kInt8 || tensor.shape.size() != 1) {
+    fail("has the tensor " + name + " in another number format");
+  }
+  return {static_cast<const char*>(tensor.data), tensor.count()};
+}
+
 const Tensor& TensorFile::get(const std::string& name, Dtype dtype,
                               const std::vector<std::size_t>& shape) const {
   const Tensor& tensor = get(name, shape);

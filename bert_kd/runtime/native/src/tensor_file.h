@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <map>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace bert_kd {
@@ -35,6 +36,9 @@ class TensorFile {
   // Throws std::runtime_error where there is no tensor `name` of that dtype and shape.
   const Tensor& get(const std::string& name, Dtype dtype,
                     const std::vector<std::size_t>& shape) const;
+  // The bytes of the tensor `name`, empty where there is none. Throws std::runtime_error where they
+  // are no I8 in one row.
+  std::string_view bytes(const std::string& name) const;
   // The tensor `name` of any dtype.
   const Tensor& get(const std::string& name, const std::vector<std::size_t>& shape) const;
 

@@ -165,36 +165,47 @@ struct Tokenizer::Workspace {
   std::vector<Candidate> candidates;
 };
 
-Tokenizer::Tokenizer(const TokenizerRules& rules)
-    : rules_(rules), normalizer_(rules.normalizer), number_(next_number()) {
-  if (rules.vocabulary.size() > INT32_MAX) throw std::invalid_argument("the vocabulary is too large");
-  const auto count = static_cast<std::int32_t>(rules.vocabulary.size());
-  size_ = count;
-  const auto check = [count](std::int32_t id) {
+Tokenizer::Tokenizer(TokenizerRules rules)
+    : rules_(std::move(rules)), normalizer_(rules_.normalizer), number_(next_number()) {
+  const std::string_view pieces = rules_.pieces;
+  if (pieces.size() > INT32_MAX) throw std::invalid_argument("the vocabulary is too large");
+  if (!pieces.empty() && pieces.back() != '\0') {
+    throw std::invalid_argument("the vocabulary's last piece does not end");
+  }
+  size_ = static_cast<std::int32_t>(std::count(pieces.begin(), pieces.end(), '\0'));
+  const auto check = [count = size_](std::int32_t id) {
     if (id < 0 || id >= count) throw std::invalid_argument("an id is not of the vocabulary");
+    return id;
   };
-  check(rules.unknown);
-  for (std::int32_t id = 0; id < count; ++id) {
-    const std::string_view piece = rules.vocabulary[id];
+  check(rules_.unknown);
+  starts_.reserve(size_);
+  continuations_.reserve(size_);
+  const char* at = pieces.data();
+  for (std::int32_t id = 0; id < size_; ++id) {
+    const std::string_view piece(at);
     if (piece.empty()) throw std::invalid_argument("a piece of the vocabulary is empty");
+    at += piece.size() + 1;
     starts_.add(piece, id);
-    if (piece.substr(0, kPrefix.size()) == kPrefix) {
+    if (piece.size() > kPrefix.size() && piece.substr(0, kPrefix.size()) == kPrefix) {
       continuations_.add(piece.substr(kPrefix.size()), id);
     }
   }
-  for (std::size_t rank = 0; rank < rules.merges.size(); ++rank) {
-    const TokenizerRules::Merge& merge = rules.merges[rank];
-    for (const std::int32_t id : {merge.left, merge.right, merge.merged}) check(id);
-    merges_[pair_of(merge.left, merge.right)] = {static_cast<std::int32_t>(rank), merge.merged};
+  std::int32_t merge[3];  // left, right, merged
+  if (rules_.merges.size() % sizeof merge != 0 || rules_.merges.size() > INT32_MAX) {
+    throw std::invalid_argument("the merges are no triples of ids");
   }
-  for (const auto& [token, id] : rules.added) {
+  const auto merges = static_cast<std::int32_t>(rules_.merges.size() / sizeof merge);
+  merges_.reserve(merges);
+  for (std::int32_t rank = 0; rank < merges; ++rank) {
+    std::memcpy(merge, rules_.merges.data() + rank * sizeof merge, sizeof merge);
+    merges_[pair_of(check(merge[0]), check(merge[1]))] = {rank, check(merge[2])};
+  }
+  for (const auto& [token, id] : rules_.added) {
     if (token.empty()) throw std::invalid_argument("an added token is empty");
     if (id < 0 || id == INT32_MAX) throw std::invalid_argument("an added token's id can't be one");
     size_ = std::max(size_, id + 1);
     if (added_starts_.find(token[0]) == std::string::npos) added_starts_ += token[0];
   }
-  rules_.vocabulary = {};
-  rules_.merges = {};
 }
 
 bool Tokenizer::encode(std::string_view utf8, Ids& ids) const {

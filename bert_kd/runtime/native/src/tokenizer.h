@@ -22,18 +22,13 @@ namespace bert_kd {
 
 struct TokenizerRules {
   enum class Kind { kWordpiece, kWords, kBpe };
-  // Two neighbouring tokens that become one.
-  struct Merge {
-    std::int32_t left;
-    std::int32_t right;
-    std::int32_t merged;
-  };
 
   Kind kind = Kind::kWordpiece;
   Normalizer::Options normalizer{};
-  std::vector<std::string> vocabulary;                       // the piece of each id
-  std::vector<Merge> merges;                                 // bpe: the first to be done first
-  std::vector<std::pair<std::string, std::int32_t>> added;   // found in the text as it is written
+  std::string pieces;  // of all ids, in their order, each with a NUL behind it
+  std::string merges;  // bpe: the first to be done first, each as the ids left, right and merged,
+                       // of 4 bytes, the lowest first
+  std::vector<std::pair<std::string, std::int32_t>> added;  // found in the text as it is written
   std::int32_t unknown = 0;
   std::size_t longest_word = 0;  // wordpiece: characters of a word that is not unknown at once
   std::size_t max_tokens = 0;    // 0: no limit
@@ -43,7 +38,9 @@ struct TokenizerRules {
 class Tokenizer {
  public:
   // Throws std::invalid_argument where an id can't be one, or a piece is empty.
-  explicit Tokenizer(const TokenizerRules& rules);
+  explicit Tokenizer(TokenizerRules rules);
+  Tokenizer(const Tokenizer&) = delete;
+  Tokenizer& operator=(const Tokenizer&) = delete;
 
   // Appends the ids of the text, `unknown` where it has no tokens. False where the text is handed
   // back: `ids` is as before. Safe to call from several threads.
@@ -64,16 +61,16 @@ class Tokenizer {
   std::pair<std::size_t, const std::pair<std::string, std::int32_t>*> find_added(
       std::string_view text) const;
 
-  TokenizerRules rules_;  // without vocabulary and merges
+  const TokenizerRules rules_;
   Normalizer normalizer_;
-  PieceTable starts_;         // pieces at the start of a word
+  PieceTable starts_;         // pieces at the start of a word; their bytes are those of rules_
   PieceTable continuations_;  // and within one, without ##
   struct Ranked {
     std::int32_t rank;
     std::int32_t merged;
   };
   std::unordered_map<std::uint64_t, Ranked> merges_;
-  std::int32_t size_;
+  std::int32_t size_ = 0;
   std::string added_starts_;  // the bytes that added tokens start with
   std::uint32_t number_;      // no other tokenizer of this process has it
 };
