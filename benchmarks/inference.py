@@ -63,7 +63,6 @@ JOINED = 8
 """Texts that make a long one."""
 FITTED_ROWS = 10_000
 """Rows of train that the linear models and fastText learn from."""
-READ_BYTES = 2**30
 SERVED_TEXTS = 64
 SECONDS = 2.0
 """A system's turn, one by one or in bulk, takes about so long at most."""
@@ -202,7 +201,7 @@ def measure_kernel(specs: Mapping[str, Spec], texts: list[str], rounds: int) -> 
     from bert_kd.runtime.native import _native
 
     facts: list[Row] = []
-    weights: dict[str, bytes] = {}
+    weights: dict[str, int] = {}
     turns: dict[str, Callable[[], float]] = {
         f"peak {precision}": lambda precision=precision: _native.measure_peak(precision)
         for precision in make.PRECISIONS
@@ -218,10 +217,10 @@ def measure_kernel(specs: Mapping[str, Spec], texts: list[str], rounds: int) -> 
         model = _native.Model(str(spec.path / "native.safetensors"))
         work = 2 * 8.0 * hidden**2 * len(tokens.ids)
         if model.precision == "int8":
-            weights[name] = bytes(8 * hidden**2)
+            weights[name] = 4 * hidden**2  # of one direction
             facts.append(fact_row(name, "tokens_per_text", len(tokens.ids) / len(texts)))
             facts.append(fact_row(name, "operations_per_text", work / len(texts)))
-            facts.append(fact_row(name, "recurrent_bytes", len(weights[name])))
+            facts.append(fact_row(name, "recurrent_bytes", weights[name]))
 
         def turn(model: Any = model, tokens: Any = tokens, work: float = work) -> float:
             started = time.perf_counter()
@@ -230,7 +229,9 @@ def measure_kernel(specs: Mapping[str, Spec], texts: list[str], rounds: int) -> 
 
         turns[name] = turn
     found = interleaved(turns, rounds, what="kernel")
-    reading = {name: partial(_bytes_a_second, held) for name, held in weights.items()}
+    reading = {
+        name: partial(_native.measure_reading, "int8", held) for name, held in weights.items()
+    }
     for name, rates in interleaved(reading, rounds, what="reading").items():
         facts.append(fact_row(name, "read_bytes_per_second", statistics.median(rates)))
     highest = {name: found[name] for name in peaks}
@@ -241,17 +242,6 @@ def measure_kernel(specs: Mapping[str, Spec], texts: list[str], rounds: int) -> 
         rows.append(fact_row(name, "operations_per_second", statistics.median(found[name])))
         rows.append(fact_row(name, "share_of_peak", statistics.median(shares)))
     return rows
-
-
-def _bytes_a_second(held: bytes) -> float:
-    """Return how fast one core reads these zeros: by the C library's search for a byte that is not
-    there, which takes the widest loads that the CPU has.
-    """
-    rounds = max(1, READ_BYTES // len(held))
-    started = time.perf_counter()
-    for _ in range(rounds):
-        held.find(b"\1")
-    return rounds * len(held) / (time.perf_counter() - started)
 
 
 def measure_tokenizing(specs: Mapping[str, Spec], texts: list[str], rounds: int) -> list[Row]:

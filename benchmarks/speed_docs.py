@@ -238,13 +238,14 @@ def _where_time_goes(rows: Sequence[Row]) -> Iterator[str]:
     header = ["in bulk", "whole", "tokenizing", "multiply-adds", "rest of the kernel", "outside"]
     yield from table(header, bulk)
     yield (
-        "A single text has no other text to share its weights with: each token reads all of them, "
-        "from the core's second-level cache where they do not fit into the first. *Reading* is "
+        "A single text has no other text to share weights with: each token reads all of them, a "
+        "direction after the other, from the core's second-level cache where those of a direction "
+        "do not fit into the first. *Reading* is "
         "what that takes at the speed at which the core was measured to read so many bytes over "
         "and over, for a text of average length; the median text is shorter."
     )
     yield ""
-    header = ["batch 1", "median text", "weights", "read at", "reading, average text"]
+    header = ["batch 1", "median text", "weights, a direction", "read at", "reading, average text"]
     yield from table(header, single)
     yield TRIED
 
@@ -271,7 +272,7 @@ def _alone(rows: Sequence[Row], name: str) -> list[str] | None:
     tokens = value_of(rows, name, "tokens_per_text")
     if not (median and held and speed and tokens):
         return None
-    reading = 1e6 * tokens * held / speed
+    reading = 1e6 * 2 * tokens * held / speed
     shown = [latency(median), size(int(held)), f"{speed / 1e9:.0f} GB/s", latency(reading)]
     return [name, *shown]
 

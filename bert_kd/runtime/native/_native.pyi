@@ -120,3 +120,8 @@ def measure_peak(precision: str, seconds: float = 0.2) -> float:
     """Return the most operations per second of one core's multiply-adds in `precision` ("fp32",
     "bf16", "int8"), a multiplication and an addition counted as one each.
     """
+
+def measure_reading(precision: str, bytes: int, seconds: float = 0.2) -> float:
+    """Return the bytes per second at which one core reads so many bytes of weights, over and over,
+    with one multiply-add in `precision` for each vector of them.
+    """

@@ -340,3 +340,10 @@ def test_the_peak_is_measured_in_every_precision():
     assert all(_native.measure_peak(precision, 0.01) > 0 for precision in PRECISIONS)
     with pytest.raises(ValueError, match="use fp32, bf16 or int8"):
         _native.measure_peak("int4")
+
+
+def test_reading_is_measured_in_every_precision():
+    assert all(_native.measure_reading(one, 1000, 0.01) > 0 for one in PRECISIONS)
+    for bytes in (0, 2**31):
+        with pytest.raises(ValueError, match="bytes must be"):
+            _native.measure_reading("int8", bytes)

@@ -100,6 +100,7 @@ struct Kernel {
   void (*multiply)(const Product&);
   void (*attend)(const Attention&);
   double (*peak_operations)(int rounds);  // runs multiply-adds; returns how many operations
+  double (*read_weights)(const char* weights, std::ptrdiff_t bytes);  // of zeros; returns zero
 };
 
 // The kernel of `instruction_set` (null: the fastest that this CPU has) for weights of `precision`.

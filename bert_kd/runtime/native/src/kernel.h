@@ -439,6 +439,30 @@ double peak_operations(int rounds) {
   return lanes[0] + 2.0 * rounds * kSums * Isa::kLanes * (4 / Numbers::kStateBytes);
 }
 
+// A multiply-add for every vector of `weights`, in order: what reading them costs at least. The
+// weights are zeros and `bytes` is a multiple of eight vectors; returns zero.
+template <class Isa, class Numbers>
+double read_weights(const char* weights, std::ptrdiff_t bytes) {
+  constexpr int kSums = 8, kVector = 4 * Isa::kLanes;
+  alignas(64) const char zeros[kVector] = {};
+  const typename Numbers::Input input = Numbers::broadcast(zeros);
+  typename Numbers::Sum sums[kSums];
+#pragma GCC unroll 8
+  for (int at = 0; at < kSums; ++at) sums[at] = Numbers::zero();
+#pragma GCC unroll 1
+  for (std::ptrdiff_t first = 0; first < bytes; first += kSums * kVector) {
+#pragma GCC unroll 8
+    for (int at = 0; at < kSums; ++at) {
+      Numbers::multiply_add(sums[at], input, Numbers::load_weights(weights + first + at * kVector));
+    }
+  }
+#pragma GCC unroll 8
+  for (int at = 1; at < kSums; ++at) sums[0] = Numbers::add(sums[0], sums[at]);
+  float lanes[Isa::kLanes];
+  Isa::store(lanes, Numbers::to_float(sums[0]));
+  return lanes[0];
+}
+
 template <class Isa, class Numbers>
 constexpr Kernel make_kernel() {
   return Kernel{
@@ -451,7 +475,8 @@ constexpr Kernel make_kernel() {
        step_block<Isa, Numbers, Fp32Addend<Isa>>},
       multiply_block<Isa, Numbers>,
       attend<Isa>,
-      peak_operations<Isa, Numbers>};
+      peak_operations<Isa, Numbers>,
+      read_weights<Isa, Numbers>};
 }
 
 }  // namespace

@@ -290,6 +290,17 @@ PYBIND11_MODULE(_native, module) {
         return measure_peak(kind, seconds);
       },
       py::arg("precision"), py::arg("seconds") = 0.2);
+  module.def(
+      "measure_reading",
+      [](const std::string& precision, std::ptrdiff_t bytes, double seconds) {
+        const Precision kind = precision_of(precision);
+        if (bytes < 1 || bytes > (std::ptrdiff_t{1} << 30)) {
+          throw std::invalid_argument("bytes must be 1 to 2**30");
+        }
+        const Unlocked unlocked;
+        return measure_reading(kind, bytes, seconds);
+      },
+      py::arg("precision"), py::arg("bytes"), py::arg("seconds") = 0.2);
 }
 
 }  // namespace bert_kd
