@@ -1,8 +1,8 @@
 """The systems of a table: teachers, students, twins and controls, with their answers, sizes, and
 the call that is timed.
 
-Students answer from their folders, as stage 05 lets them; timed, and weighed in bytes, is the
-bundle that users run.
+Students answer, are timed and weighed in bytes as what users run: the bundle, in its engine and the
+precision that was chosen on validation, as stage 06 chooses it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import controls
 import numpy as np
@@ -20,13 +20,16 @@ import numpy.typing as npt
 
 from bert_kd.config import Config
 from bert_kd.data.prepare import Prepared, load_prepared
-from bert_kd.data.rows import Rows, read_rows
+from bert_kd.data.rows import Rows, iterate_rows, read_rows
 from bert_kd.errors import MissingExtra, UserError
 from bert_kd.evaluate.speed import System as Answer
 from bert_kd.evaluate.speed import Texts
 from bert_kd.progress import say
 from bert_kd.provenance import NO_WISHES, Member, members, needs_teacher, teacher_sources
 from bert_kd.store import RunFolder, fingerprint, read_json, write_json
+
+if TYPE_CHECKING:
+    from bert_kd.runtime.predictor import Predictor
 
 Ints = npt.NDArray[np.int64]
 Role = Literal["teacher", "student", "twin", "control"]
@@ -164,8 +167,8 @@ def student_systems(
 ) -> dict[tuple[str, bool], System]:
     """Return every student, and its twin where it has one, by (name, whether it is the twin).
 
-    The predictions are those of all its seeds; the bundle of the first one is written to a folder
-    that lasts as long as `bundles`.
+    The predictions are those of the bundles of all its seeds; timed and weighed is that of the
+    first, in a folder that lasts as long as `bundles`.
     """
     run = RunFolder(config.run)
     seeds: dict[tuple[str, bool], list[Member]] = {}
@@ -187,28 +190,23 @@ def _student_system(
     sets: Mapping[str, Rows],
     bundles: ExitStack,
 ) -> System:
-    from bert_kd.runtime.export import export_bundle
-    from bert_kd.runtime.predictor import load
-
     first = seeds[0]
-    answers: dict[str, list[Ints]] = {name: [] for name in sets}
-    for member in seeds:
-        for name, predicted in _predictions(run.student(member.name), sets).items():
-            answers[name].append(predicted)
+    checked = next(iterate_rows(run.split("validation"), config.export.check_rows))
     aside = Path(bundles.enter_context(TemporaryDirectory()))
-    rows = next(iter(sets.values()))
-    some = slice(0, config.export.check_rows)
-    other = rows.texts_b[some] if rows.texts_b is not None else None
-    bundle = export_bundle(
-        run.student(first.name), aside / "bundle", rows.texts[some], other, config.export
-    )
-    predictor = load(aside / "bundle", threads=config.evaluate.threads)
+    predictor = _exported(config, run, first, checked, aside / "bundle")
+    bundle = predictor.bundle
+    predicted = [_predictions(predictor, sets)]
+    for member in seeds[1:]:
+        with TemporaryDirectory() as folder:
+            other = _exported(config, run, member, checked, Path(folder) / "bundle")
+            predicted.append(_predictions(other, sets))
+            del other  # unmaps the files before they go
     name, loss = first.config.name, first.config.loss
     taught = not first.twin and bool(loss.soft_weight or loss.feature_weight)
     return System(
         name + (TWIN if first.twin else ""),
         "twin" if first.twin else "student",
-        {key: np.stack(found) for key, found in answers.items()},
+        {key: np.stack([one[key] for one in predicted]) for key in sets},
         bundle.parameters,
         bundle.parameters_without_embeddings,
         bundle.bytes,
@@ -217,19 +215,30 @@ def _student_system(
     )
 
 
-def _predictions(folder: Path, sets: Mapping[str, Rows]) -> dict[str, Ints]:
-    """Return the predicted classes [rows] of one student on every set."""
-    from bert_kd.data.batches import encode
-    from bert_kd.student.model import load_student
-    from bert_kd.student.train import Examples, predict
+def _exported(
+    config: Config, run: RunFolder, member: Member, checked: Rows, folder: Path
+) -> Predictor:
+    """Return the bundle of a student, written to `folder`; its precision is chosen on `checked`."""
+    from bert_kd.runtime.export import export_bundle
+    from bert_kd.runtime.predictor import load
 
-    student = load_student(folder)
-    found = {}
-    for name, rows in sets.items():
-        other = encode(student.tokenizer, rows.texts_b) if rows.texts_b is not None else None
-        examples = Examples(encode(student.tokenizer, rows.texts), other, rows.labels)
-        found[name] = predict(student.model, examples).argmax(axis=1)
-    return found
+    export_bundle(
+        run.student(member.name),
+        folder,
+        checked.texts,
+        checked.texts_b,
+        config.export,
+        check_labels=checked.labels,
+    )
+    return load(folder, threads=config.evaluate.threads)
+
+
+def _predictions(predictor: Predictor, sets: Mapping[str, Rows]) -> dict[str, Ints]:
+    """Return the classes [rows] that a bundle predicts on every set."""
+    return {
+        name: predictor.logits(rows.texts, rows.texts_b).argmax(axis=1)
+        for name, rows in sets.items()
+    }
 
 
 def _sides(texts: Texts) -> tuple[list[str], list[str] | None]:

@@ -79,7 +79,9 @@ class DataConfig(Section):
     """
     test_fraction: Annotated[float, Field(gt=0.0, le=0.5)] = 0.1
     drop_leaks: bool = False
-    """Drop from train the texts that also stand in validation or test."""
+    """Drop from train the texts that also stand in validation or test, case, width and white space
+    aside.
+    """
     drop_duplicates: bool = False
     """Keep the first of equal texts in train."""
 
@@ -309,7 +311,8 @@ class EmbeddingConfig(Section):
     start: Literal["random", "teacher", "words", "file"] = "teacher"
     """`teacher`: its token vectors reduced by PCA; `words`: what it makes of each wordpiece on its
     own, likewise (cached with its logits); `file`: word vectors in GloVe, word2vec or fastText text
-    format.
+    format. Twins have of the first two the token vectors of the model that the teacher was made
+    from.
     """
     file: Path | None = None
     freeze: bool = False
@@ -333,6 +336,10 @@ class ModelConfig(Section):
     match: bool = True
     """Of pairs: each token is marked that also stands in the other text."""
     dropout: Fraction = 0.3
+    word_dropout: Fraction = 0.0
+    """Share of the tokens that training shows as unknown, others at each step: what views do for
+    those who learn from a teacher, for students of gold labels alone.
+    """
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {

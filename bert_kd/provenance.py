@@ -112,6 +112,12 @@ def _cached_teachers(stamp: Stamp) -> tuple[str, ...]:
     return tuple(value for key, value in stamp.inputs.items() if key.startswith("teacher"))
 
 
+def cached_folders(run: RunFolder) -> list[Path]:
+    """Return the caches of the teachers that stage 03 asked last; none where it has not run."""
+    stamp = Stamp.read(run.logits)
+    return [] if stamp is None else [run.cache(teacher) for teacher in _cached_teachers(stamp)]
+
+
 def _telling_logits(logits: LogitsConfig, member: Member) -> dict[str, bool]:
     """Return what a student or twin depends on of how teachers' answers are read. Left out is what
     is at its default, so that students of a time before such a setting still stand.
@@ -135,6 +141,8 @@ def student_stamp(
     student = member.config
     alone = student.model_copy(update={"seeds": (member.seed,)}).model_dump(mode="json")
     telling = {key: value for key, value in alone.items() if key not in ("name", "twin")}
+    if not student.model.word_dropout:  # so that students of a time before it still stand
+        telling["model"] = {k: v for k, v in telling["model"].items() if k != "word_dropout"}
     if member.twin:  # what a twin is depends neither on the soft loss nor on unlabelled rows
         del telling["rows"]
         telling["loss"] = {"label_smoothing": student.loss.label_smoothing}
@@ -146,10 +154,12 @@ def student_stamp(
     inputs["views"] = unlabelled.get("views", "none")
     if student.vocabulary.kind in ("auto", "wordpiece"):
         inputs["vocabulary"] = _fingerprint_teacher_files(run, "tokenizer.json")
-    if student.embedding.start == "teacher":
-        inputs["vectors"] = _fingerprint_teacher_files(run, "*.safetensors")
-    if student.embedding.start == "words":
+    if student.embedding.start == "words" and not member.twin:
         inputs["vectors"] = identify_cache(sources[0], run)
+    elif student.embedding.start in ("teacher", "words"):
+        base = run.base_of(run.teacher)  # what twins start from, where the teacher changed it
+        folder = base if member.twin and base.exists() else run.teacher
+        inputs["vectors"] = fingerprint_files(sorted(folder.glob("*.safetensors")))
     if student.embedding.file is not None and student.embedding.file.is_file():
         inputs["vectors"] = fingerprint_files([student.embedding.file])
     if student.start_from is not None:

@@ -20,6 +20,7 @@ from bert_kd.provenance import (
     Member,
     Wishes,
     cache_stamp,
+    cached_folders,
     fingerprint_student,
     identify_cache,
     is_current,
@@ -78,14 +79,29 @@ def prepare_data(config: Config, wishes: Wishes = NO_WISHES) -> Prepared:
     done = run.prepared.exists() and is_current(run.data, stamp)
     if done and "prepare-data" not in wishes.force:
         say(f"prepare-data: {run.data} is current")
-        return load_prepared(run)
+        prepared = load_prepared(run)
+        _check_losses(config, run, prepared)
+        return prepared
     prepared = prepare(config.data, run)
     if not views and config.augment.views not in (0, "auto"):
         say("prepare-data: no views are made, as no student has a teacher that could label them")
     if views:
         prepared = _write_views(config, run, prepared, inputs["proposals"])
     stamp.write(run.data)
+    _check_losses(config, run, prepared)
     return prepared
+
+
+def _check_losses(config: Config, run: RunFolder, prepared: Prepared) -> None:
+    """Refuse what stage 04 would refuse of a loss, before a teacher is trained and asked for it."""
+    from bert_kd.student.guards import check_loss
+
+    caches = [source.folder for source in config.logits.teachers]
+    teachers = len(caches) or config.teacher.ensemble
+    if not caches and not config.logits.features:
+        caches = cached_folders(run)  # of this or an earlier teacher: what a remedy must name
+    for student in config.students:
+        check_loss(student, len(prepared.labels), config.logits, caches, teachers)
 
 
 def _write_views(config: Config, run: RunFolder, prepared: Prepared, identity: str) -> Prepared:
@@ -113,6 +129,7 @@ def train_teacher(config: Config, wishes: Wishes = NO_WISHES) -> dict[str, Any]:
     otherwise, or all where all are current.
     """
     run, prepared = with_data(config)
+    _check_losses(config, run, prepared)
     stamps = teacher_stamps(config, run, prepared)
     if "train-teacher" in wishes.force:
         other = [folder for folder, stamp in stamps.items() if not is_current(folder, stamp)]
@@ -172,6 +189,7 @@ def cache_logits(
     from bert_kd.teacher.fill import fill_cache, together
 
     run, prepared = with_data(config)
+    _check_losses(config, run, prepared)
     stamps = teacher_stamps(config, run, prepared)
     for folder, stamp in stamps.items():
         require(folder, stamp, wishes)

@@ -30,6 +30,7 @@ from bert_kd.errors import UserError
 
 SPLITS = ("train", "validation", "test", "transfer", "views")
 STAMP = "stage.json"
+TEACHER_BASE = "base"
 LEFTOVER_SECONDS = 3600.0
 """A temporary file this old is no longer being written."""
 
@@ -92,6 +93,12 @@ class RunFolder:
     def checkpoints_of(self, teacher: Path) -> Path:
         """The folder of a teacher's checkpoints while it trains."""
         return teacher.with_name(f"{teacher.name}-checkpoints")
+
+    def base_of(self, teacher: Path) -> Path:
+        """Token vectors as they were before a teacher's training changed them; not there where they
+        were frozen.
+        """
+        return teacher / TEACHER_BASE
 
     def prefix_of(self, teacher: Path) -> Path:
         """The states below a teacher's trained layers, while it trains."""

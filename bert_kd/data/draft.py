@@ -1,8 +1,8 @@
 """The rows of a source, read and checked once, before it is decided where each goes.
 
-Texts lie in a Parquet file aside; only keys, label codes and one bit a row stay in memory. The rows
-that a mask picks are read back from there, so no pass over the source is repeated and no split is
-ever held whole.
+Texts lie in a Parquet file aside; only two keys, a label code and a byte a row stay in memory. The
+rows that a mask picks are read back from there, so no pass over the source is repeated and no split
+is ever held whole.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bert_kd.data.keys import Keys, join_keys, row_keys
+from bert_kd.data.keys import Keys, folded_keys, join_keys, row_keys
 from bert_kd.data.labels import MISSING, Codes, LabelCodes
 from bert_kd.data.rows import GROUP_ROWS, Rows
 from bert_kd.data.splits import Ints, Mask
@@ -44,6 +44,7 @@ class Draft:
     tables: tuple[tuple[int, Table], ...]
     """Each table, with the rows before it."""
     keys: Keys  # [rows]
+    folded: Keys  # [rows], equal where texts differ in case, width or white space alone
     codes: Codes  # [rows], label codes, -1: none
     empty: Mask  # [rows], no text (in neither column of a pair)
 
@@ -122,6 +123,7 @@ def read_draft(
     second = [("text_b", pa.string())] if columns.text_b is not None else []
     schema = pa.schema([("text", pa.string()), *second, ("line", pa.int64())])
     keys: list[Keys] = []
+    folded: list[Keys] = []
     labels: list[Codes] = [np.zeros(0, dtype=np.int32)]
     empty: list[Mask] = [np.zeros(0, dtype=bool)]
     starts: list[tuple[int, Table]] = []
@@ -145,6 +147,7 @@ def read_draft(
                     pa.record_batch(arrays, schema=schema), row_group_size=GROUP_ROWS
                 )
                 keys.append(row_keys(raw.texts, raw.texts_b))
+                folded.append(folded_keys(raw.texts, raw.texts_b))
                 labels.append(
                     np.full(len(raw), MISSING, dtype=np.int32)
                     if raw.labels is None
@@ -160,5 +163,10 @@ def read_draft(
                 done += len(raw)
                 advance(len(raw))
     return Draft(
-        path, tuple(starts), join_keys(keys), np.concatenate(labels), np.concatenate(empty)
+        path,
+        tuple(starts),
+        join_keys(keys),
+        join_keys(folded),
+        np.concatenate(labels),
+        np.concatenate(empty),
     )

@@ -98,7 +98,10 @@ def find_leaks(
             else "kept; data.drop_leaks = true drops them from train"
         )
         torn = f", {other:,} of them with another label" if other else ""
-        sentence = f"{split}: {_rows(len(rows))} whose text also stands in train{torn} ({outcome})"
+        sentence = (
+            f"{split}: {_rows(len(rows))} whose text also stands in train, case, width and white "
+            f"space aside{torn} ({outcome})"
+        )
         found = _finding("leak", split, draft, rows, False, sentence)
         yield replace(found, dropped=dropped)
 
@@ -108,8 +111,8 @@ def find_overlap(draft: Draft, overlap: Mask) -> Iterator[Finding]:
     rows = np.flatnonzero(overlap)
     if len(rows):
         sentence = (
-            f"transfer: {_rows(len(rows))} whose text also stands in train, validation or test "
-            "(dropped)"
+            f"transfer: {_rows(len(rows))} whose text also stands in train, validation or test, "
+            "case, width and white space aside (dropped)"
         )
         yield _finding("overlap", "transfer", draft, rows, True, sentence)
 

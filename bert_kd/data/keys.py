@@ -7,6 +7,7 @@ new runs meet the same key; equal texts share one.
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,6 +41,25 @@ def row_keys(texts: Sequence[str], texts_b: Sequence[str] | None = None) -> Keys
             row_key(text, text_b) for text, text_b in zip(texts, texts_b, strict=True)
         )
     return np.frombuffer(joined, dtype=KEY_DTYPE)
+
+
+def folded_keys(texts: Sequence[str], texts_b: Sequence[str] | None = None) -> Keys:
+    """Return keys that are equal where texts differ in case, width or white space alone, shape
+    [rows]: they tell what is the same text to people, and stand in no file.
+    """
+    folded = [_folded(text) for text in texts]
+    return row_keys(folded, None if texts_b is None else [_folded(text) for text in texts_b])
+
+
+def _folded(text: str) -> str:
+    """Return `text` case-folded, in Unicode's NFKC form, its white space single spaces."""
+    text = text.lower() if text.isascii() else text.casefold()
+    if not unicodedata.is_normalized("NFKC", text):
+        text = unicodedata.normalize("NFKC", text)
+        # NFKC can bring capitals, and folding them what it composes otherwise (Unicode, D146).
+        folded = text.casefold()
+        text = text if folded == text else unicodedata.normalize("NFKC", folded)
+    return " ".join(text.split())
 
 
 def join_keys(parts: Sequence[Keys]) -> Keys:

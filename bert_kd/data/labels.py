@@ -2,6 +2,8 @@
 
 Names come from `data.label_names`, else from the source (`labels.json`, a hub data set's features),
 else from the labels that stand in train: integers in numeric order, strings in code point order.
+A number without a fraction ("1.0", as a column of integers with a gap is written) is its integer,
+unless a name is written so.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ MOST_CLASSES = 10_000
 Codes = npt.NDArray[np.int32]
 
 _INTEGER = re.compile(r"0|-?[1-9][0-9]*")
+_WHOLE = re.compile(r"(-?0|-?[1-9][0-9]*)\.0*")
 _FRACTION = re.compile(r"[+-]?[0-9]*\.[0-9]+([eE][+-]?[0-9]+)?|[0-9]+\.")
 
 
@@ -149,9 +152,11 @@ class LabelCodes:
         Raises DataError.
         """
         in_train = {code for code in self.places.get("train", {}) if code != MISSING}
-        own = self._from_one(own, in_train)
+        meant = [_meant(value, own) for value in self.values]
+        own = self._from_one(own, {meant[code] for code in in_train})
         if own is None:
-            values = sorted((self.values[code] for code in in_train), key=_order)
+            self._refuse_missing("train", [MISSING])
+            values = sorted({meant[code] for code in in_train}, key=_order)
             self._refuse_fractions(in_train)
             own = Names(
                 tuple(str(value) for value in values),
@@ -159,13 +164,12 @@ class LabelCodes:
                 "train",
             )
         lookup = np.full(len(self.values) + 1, MISSING, dtype=np.int32)  # its last place: code -1
-        for code, value in enumerate(self.values):
+        for code, value in enumerate(meant):
             lookup[code] = _place(value, own)
         return Labels(own, lookup)
 
-    def _from_one(self, own: Names | None, in_train: set[int]) -> Names | None:
+    def _from_one(self, own: Names | None, values: set[int | str]) -> Names | None:
         """Return names with integers that do not start at 0, where each name has its integer."""
-        values = [self.values[code] for code in in_train]
         numbers = sorted(value for value in values if isinstance(value, int))
         if own is None or own.origin != GIVEN or len(numbers) < len(values):
             return own
@@ -175,7 +179,7 @@ class LabelCodes:
 
     def _refuse_fractions(self, in_train: set[int]) -> None:
         for code in sorted(in_train):
-            value = self.values[code]
+            value = _meant(self.values[code], None)
             if isinstance(value, str) and _FRACTION.fullmatch(value):
                 raise DataError(
                     f"{self.places['train'][code]}: the label '{value}' is a number with a "
@@ -190,6 +194,9 @@ class LabelCodes:
         """
         seen = self.places.get(split, {})
         found = {code: int(labels.lookup[code]) for code in seen}
+        without = [code for code, label in found.items() if label == MISSING]
+        if without and (split != "test" or len(without) < len(found)):
+            self._refuse_missing(split, without)
         for code, label in found.items():
             if label == UNKNOWN:
                 value = self.values[code]
@@ -200,13 +207,17 @@ class LabelCodes:
                     f"{labels.own.origin} ({shown}){nearest(str(value), names)}: correct the row, "
                     "or list all classes in data.label_names"
                 )
-        without = [code for code, label in found.items() if label == MISSING]
-        if without and (split != "test" or len(without) < len(found)):
-            raise DataError(
-                f"{seen[without[0]]}: the label column '{self.column}' is empty or -1 here: label "
-                "the row or remove it (unlabelled texts go into the files of data.transfer)"
-            )
         return not without
+
+    def _refuse_missing(self, split: str, without: Sequence[int]) -> None:
+        """Raise DataError where the split holds one of these codes, which mean no label."""
+        seen = self.places.get(split, {})
+        for code in without:
+            if code in seen:
+                raise DataError(
+                    f"{seen[code]}: the label column '{self.column}' is empty or -1 here: label "
+                    "the row or remove it (unlabelled texts go into the files of data.transfer)"
+                )
 
 
 @dataclass(frozen=True)
@@ -224,6 +235,14 @@ class Labels:
 def _order(value: int | str) -> tuple[int, int, str]:
     """Sort integers by value, before strings by code point."""
     return (0, value, "") if isinstance(value, int) else (1, 0, value)
+
+
+def _meant(value: int | str, own: Names | None) -> int | str:
+    """Return a label with "1.0" read as 1, unless a name is written so."""
+    whole = _WHOLE.fullmatch(value) if isinstance(value, str) else None
+    if whole is None or (own is not None and value in own.names):
+        return value
+    return int(whole[1])
 
 
 def _place(value: int | str, own: Names) -> int:

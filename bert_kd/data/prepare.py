@@ -7,7 +7,9 @@ before the whole source was read and checked.
 Decisions about rows: empty texts are dropped from train and transfer and kept in validation and
 test, so that scores stay comparable; a test split without any label (as GLUE gives it) counts as
 not given; the options that drop rows never change which rows a cut gives to validation and test;
-transfer texts that also stand in another split are always dropped.
+transfer texts that also stand in another split are always dropped. Between splits, and of texts
+without labels, those count as one that differ in case, width or white space alone; that two rows of
+a labelled split repeat each other is told of the very same text.
 """
 
 from __future__ import annotations
@@ -197,8 +199,8 @@ def _route(
         if draft is train:
             continue
         found += find.find_empty(split, draft, pieces[split].mask, drop=False)
-        leaks = contained(draft.keys, train.keys[pieces["train"].mask])
-        back = pieces["train"].mask & contained(train.keys, draft.keys)
+        leaks = contained(draft.folded, train.folded[pieces["train"].mask])
+        back = pieces["train"].mask & contained(train.folded, draft.folded)
         leaving |= back & config.drop_leaks
         dropped = int(back.sum()) if config.drop_leaks else 0
         other = _torn(draft, train, leaks, back, labels)
@@ -227,7 +229,7 @@ def _route(
 def _torn(draft: Draft, train: Draft, leaks: Mask, back: Mask, labels: Labels) -> int:
     """Return how many leaked rows of `draft` have a label that their text never has in train."""
     own = labels.lookup[draft.codes[leaks]]
-    groups = group(np.concatenate([draft.keys[leaks], train.keys[back]]))
+    groups = group(np.concatenate([draft.folded[leaks], train.folded[back]]))
     # One number a (text, label): every label here is a class, 0 or above.
     texts = groups.spread(np.arange(len(groups)))
     numbers = np.concatenate([own, labels.lookup[train.codes[back]]])
@@ -242,6 +244,7 @@ def _cut_splits(config: DataConfig, drafts: dict[str, Draft], labels: Labels) ->
     filled = slice(None) if not train.empty.any() else ~train.empty
     destination[filled] = cut(
         train.keys[filled],
+        train.folded[filled],
         labels.lookup[train.codes[filled]],
         None if "validation" in drafts else config.validation_fraction,
         None if "test" in drafts else config.test_fraction,
@@ -264,13 +267,13 @@ def _transfer(draft: Draft, pieces: Mapping[str, Piece], found: list[Finding]) -
     """Return the transfer texts that stand in no other split; add what was found to `found`."""
     everything = np.ones(len(draft), dtype=bool)
     found += find.find_empty("transfer", draft, everything, drop=True)
-    others = np.concatenate([piece.draft.keys[piece.mask] for piece in pieces.values()])
-    overlap = contained(draft.keys, others) & ~draft.empty
+    others = np.concatenate([piece.draft.folded[piece.mask] for piece in pieces.values()])
+    overlap = contained(draft.folded, others) & ~draft.empty
     found += find.find_overlap(draft, overlap)
     mask = ~draft.empty & ~overlap
     rows = np.flatnonzero(mask)
     repeats = np.zeros(len(draft), dtype=bool)
-    repeats[rows] = group(draft.keys[rows]).repeats()
+    repeats[rows] = group(draft.folded[rows]).repeats()
     found += find.find_duplicates("transfer", draft, repeats, drop=False)
     if not len(rows):
         raise DataError(

@@ -1,8 +1,9 @@
 """Which rows are equal and which go where: plain functions over arrays of keys and labels.
 
 All work by sorting, so a million rows take about a second. A row's place in a cut depends on its
-key and its class alone: not on the order of the rows, and adding rows moves only those at the
-border of the cut.
+key and its class alone, or on those of its variants (texts that differ in case, width or white
+space alone): not on the order of the rows, and adding other texts moves only those at the border of
+the cut.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Groups:
         repeated[self.order[self.starts]] = False
         return repeated
 
-    def range(self, values: Codes) -> tuple[Codes, Codes]:
+    def range(self, values: npt.NDArray[Scalar]) -> tuple[npt.NDArray[Scalar], npt.NDArray[Scalar]]:
         """Return the least and the greatest of `values` in each group, shapes [groups]."""
         if not len(self):
             return values[:0], values[:0]
@@ -83,19 +84,22 @@ def contained(keys: Keys, others: Keys) -> Mask:
     return groups.spread(greatest)[: len(keys)].astype(bool)
 
 
-def cut(keys: Keys, labels: Codes, validation: float | None, test: float | None) -> Destinations:
+def cut(
+    keys: Keys, folded: Keys, labels: Codes, validation: float | None, test: float | None
+) -> Destinations:
     """Return TRAIN, VALIDATION or TEST for each row, shape [rows].
 
     `validation` and `test` are the shares of each class's distinct texts to cut off (None: that
     split is given). A class with two texts or more gives at least one to each, as long as one is
     left for train. Texts are ordered by a salted hash of their key: the lowest go to test, the
-    highest to validation, so that the one cut does not depend on the other. Equal texts stay
-    together; one with several labels counts for the least of them.
+    highest to validation, so that the one cut does not depend on the other. Texts of one `folded`
+    key stay together, by the least of their keys; of several labels the least counts.
     """
-    groups = group(keys)
+    groups = group(folded)
     strata, _ = groups.range(labels)  # [groups]
+    least, _ = groups.range(keys["high"].astype(np.uint64))  # [groups]
     # Equal hashes keep the groups' order, which is that of the keys.
-    order = np.lexsort((_mixed(keys["high"][groups.order[groups.starts]]), strata))
+    order = np.lexsort((_mixed(least), strata))
     destination = np.full(len(groups), TRAIN, dtype=np.int8)
     start = 0
     for size in np.bincount(strata).tolist():

@@ -7,6 +7,7 @@ formats share. Not here: the formats themselves (`text_files`, `arrow_tables`), 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -97,8 +98,10 @@ def checked(
 ) -> RawRows:
     """Return column `values` as rows, every text a text and every label an integer or a text.
 
-    An absent text (null) is an empty one; an absent label column gives labels of None. `where` goes
-    before a line's number in messages (`train.csv, line`). Raises DataError.
+    An absent text (null) is an empty one; an absent label column gives labels of None. Of labels, a
+    truth value is called "false" or "true", and a float is written as in a text file ("1.0"; NaN:
+    there is none). `where` goes before a line's number in messages (`train.csv, line`). Raises
+    DataError.
     """
     texts = _texts(values[columns.text], columns.text, lines, where)
     texts_b = None
@@ -106,8 +109,8 @@ def checked(
         texts_b = _texts(values[columns.text_b], columns.text_b, lines, where)
     labels: list[RawLabel] | None = None
     if columns.label is not None:
-        labels = list(values.get(columns.label, [None] * len(lines)))
-        _check_labels(labels, columns.label, lines, where)
+        given = values.get(columns.label, [None] * len(lines))
+        labels = _labels(given, columns.label, lines, where)
     return RawRows(texts, texts_b, labels, lines)
 
 
@@ -140,15 +143,29 @@ def _refuse_half_character(text: str, column: str, place: str) -> None:
         ) from None
 
 
-def _check_labels(labels: list[RawLabel], column: str, lines: list[int], where: str) -> None:
-    if {type(label) for label in labels} <= {int, str, type(None)}:
-        return
-    for label, line in zip(labels, lines, strict=True):
-        if type(label) not in (int, str, type(None)):
+def _labels(values: Sequence[Any], column: str, lines: list[int], where: str) -> list[RawLabel]:
+    if {type(value) for value in values} <= {int, str, type(None)}:
+        return list(values)
+    labels: list[RawLabel] = []
+    for value, line in zip(values, lines, strict=True):
+        if type(value) is bool:
+            labels.append("true" if value else "false")
+        elif type(value) is float and not math.isinf(value):
+            # What it means is decided when the names are known, as for the floats of a text file.
+            labels.append(None if math.isnan(value) else _as_written(value))
+        elif value is None or type(value) in (int, str):
+            labels.append(value)
+        else:
             raise DataError(
-                f"{where} {line}: the label column '{column}' holds {_shown(label)}: labels are "
+                f"{where} {line}: the label column '{column}' holds {_shown(value)}: labels are "
                 "integers or class names; write it as one, or set data.label to another column"
             )
+    return labels
+
+
+def _as_written(value: float) -> str:
+    """Return a float without an exponent where it has no fraction."""
+    return f"{value:.1f}" if value.is_integer() else repr(value)
 
 
 def _shown(value: Any) -> str:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from bert_kd.config import AugmentConfig
 from bert_kd.data.augment import KINDS, Neighbours, Partners, Tools, make_views
-from bert_kd.data.keys import Keys, join_keys
+from bert_kd.data.keys import Keys, folded_keys, join_keys
 from bert_kd.data.prepare import Prepared, load_prepared
 from bert_kd.data.rows import Rows, iterate_rows, write_rows
 from bert_kd.data.splits import contained, group
@@ -243,13 +243,13 @@ def _holding(
 
 
 def _merge(run: RunFolder, paths: Sequence[Path]) -> tuple[str, _Counts]:
-    """Write the views of all parts that repeat neither a row of a split nor each other; return the
-    fingerprint and what was counted.
+    """Write the views of all parts that repeat neither a row of a split nor each other, case, width
+    and white space aside; return the fingerprint and what was counted.
     """
-    views = join_keys([rows.keys for path in paths for rows in iterate_rows(path)])
+    views = join_keys([_folded(rows) for path in paths for rows in iterate_rows(path)])
     given = join_keys(
         [
-            rows.keys
+            _folded(rows)
             for split in SPLITS
             if split != VIEWS and run.split(split).exists()
             for rows in iterate_rows(run.split(split))
@@ -275,3 +275,8 @@ def _merge(run: RunFolder, paths: Sequence[Path]) -> tuple[str, _Counts]:
     sums = np.arange(len(kinds))
     by_kind = {kind: int(kinds[sums & bit > 0].sum()) for kind, bit in KINDS.items()}
     return written, _Counts(int(kept.sum()), by_kind, int(repeats.sum()), int(known.sum()))
+
+
+def _folded(rows: Rows) -> Keys:
+    """Return the folded keys of rows, shape [rows]."""
+    return folded_keys(rows.texts, rows.texts_b)

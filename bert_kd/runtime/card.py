@@ -71,7 +71,8 @@ def model_card(bundle: Bundle, distilled: bool) -> str:
     alone.
     """
     pair = '{"text": "one text", "text_pair": "another"}'
-    sizes = {key: value for key, value in bundle.shape.items() if key not in ("pair", "dropout")}
+    untold = ("pair", "dropout", "word_dropout")
+    sizes = {key: value for key, value in bundle.shape.items() if key not in untold}
     return _TEXT.format(
         name=bundle.name,
         origin="distilled from a fine-tuned BERT by bert_kd"

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 from bert_kd.config import EmbeddingConfig
 from bert_kd.errors import StudentError
 from bert_kd.logits.word_vectors import read_word_vectors
+from bert_kd.store import read_json
 from bert_kd.student.vocabulary import PREFIX, SPECIAL
 
 Vectors = npt.NDArray[np.float32]
@@ -45,11 +46,13 @@ def start_vectors(
     teacher: Path | None,
     cache: Path | None,
     seed: int,
+    vectors_of: Path | None = None,
 ) -> Start | None:
     """Return start values for the tokenizer's entries, or None for a random start.
 
     `teacher` is the teacher's model folder, of which only the tokenizer and the embedding matrix
-    are read (the model is never loaded); `cache` holds its word vectors. Raises StudentError where
+    are read (the model is never loaded); `cache` holds its word vectors. `vectors_of` is another
+    folder to read the embedding matrix from (a twin's: see `untaught`). Raises StudentError where
     the source is missing or does not fit, CacheError where the word vectors are missing.
     """
     if config.start == "random":
@@ -63,7 +66,9 @@ def start_vectors(
         found = _read_word_vectors(config.file, vocabulary, config.size)
     else:
         found = _reduced(
-            _teacher_vectors(config.start, vocabulary, teacher, cache), config.size, generator
+            _teacher_vectors(config.start, vocabulary, teacher, cache, vectors_of),
+            config.size,
+            generator,
         )
     if found:
         rows = np.fromiter(found.keys(), dtype=np.int64)
@@ -75,8 +80,30 @@ def start_vectors(
     return Start(vectors, len(found))
 
 
+def untaught(config: EmbeddingConfig) -> EmbeddingConfig:
+    """Return the start of a twin, which has nothing of what the teacher's training brought: not
+    what the teacher makes of words, but the token vectors of the model that it was made from.
+    """
+    return config.model_copy(update={"start": "teacher"}) if config.start == "words" else config
+
+
+def has_trained_vectors(teacher: Path) -> bool:
+    """Whether the token vectors in a teacher's folder were trained on a task, its own or (of a
+    model that was taken in as it is) another one.
+    """
+    facts = read_json(teacher / "teacher.json")
+    below = ("embeddings", "below the pooler")  # as the teacher's parts are called
+    groups = facts.get("trainable", {}).get("groups", ())
+    trained = any(group["trains"] for group in groups if group["name"] in below)
+    return trained or not facts.get("fine_tuned", True)
+
+
 def _teacher_vectors(
-    start: str, vocabulary: dict[str, int], teacher: Path | None, cache: Path | None
+    start: str,
+    vocabulary: dict[str, int],
+    teacher: Path | None,
+    cache: Path | None,
+    vectors_of: Path | None,
 ) -> dict[int, Vectors]:
     """Return for each entry the mean of the teacher's vectors of its pieces."""
     remedy = 'set embedding.start = "random"'
@@ -87,7 +114,7 @@ def _teacher_vectors(
             raise StudentError(f"there is no cache of a teacher to take vectors from: {remedy}")
         matrix = read_word_vectors(cache).astype(np.float32)  # [teacher's vocabulary, size]
     else:
-        matrix = _embedding_matrix(teacher, remedy)  # [teacher's vocabulary, hidden]
+        matrix = _embedding_matrix(vectors_of or teacher, remedy)  # [teacher's vocabulary, hidden]
     own = Tokenizer.from_file(str(teacher / "tokenizer.json"))
     own.no_truncation()
     own.no_padding()

@@ -18,15 +18,16 @@ from tokenizers import Tokenizer
 from bert_kd.config import LogitsConfig, LossConfig, StudentConfig, TeacherSource
 from bert_kd.data.prepare import Prepared
 from bert_kd.errors import StudentError
-from bert_kd.logits.cache import Answers, LogitCache
+from bert_kd.logits.cache import Answers
 from bert_kd.logits.calibration import Calibration
 from bert_kd.logits.gate import gate
 from bert_kd.logits.panel import Panel, open_panel
 from bert_kd.progress import say
 from bert_kd.store import RunFolder
 from bert_kd.student.choice import choose_rows
-from bert_kd.student.embeddings import start_vectors
+from bert_kd.student.embeddings import Start, has_trained_vectors, start_vectors, untaught
 from bert_kd.student.examples import Encoded, encode_splits, texts_of
+from bert_kd.student.guards import check_loss
 from bert_kd.student.model import (
     BiLSTM,
     Shape,
@@ -56,6 +57,7 @@ class Lesson:
     calibrations: tuple[Calibration, ...]  # of the teachers behind them; none: as they answered
     validation: Encoded
     teacher: Path | None  # the teacher's folder, for start vectors; the model is never loaded
+    base: Path | None  # the token vectors of before its training, for twins; None: as they are
     cache: Path | None  # the first teacher's answers, with its word vectors beside them
     doubt: str | None = None  # why the teachers are not followed
 
@@ -77,8 +79,11 @@ def prepare_lesson(
     configuration does not fit the teacher.
     """
     teacher = run.teacher if (run.teacher / "tokenizer.json").exists() else None
-    _check(config, sources, teacher)
-    _check_classes(config, len(prepared.labels))
+    base = run.base_of(run.teacher)
+    _check(config, teacher)
+    folders = [source.folder for source in sources]
+    check_loss(config, len(prepared.labels), logits, folders, len(sources))
+    _say_of_two_classes(config, len(prepared.labels))
     followed = bool(sources) and doubt is None
     if not followed and "transfer" in prepared.rows:
         say(f"{config.name}: transfer texts are left aside, as no teacher labels them")
@@ -113,6 +118,7 @@ def prepare_lesson(
         calibrations,
         validation,
         teacher,
+        base if base.exists() else None,
         sources[0].folder if sources else None,
         doubt,
     )
@@ -143,7 +149,7 @@ def _mask_token(prepared: Prepared) -> str | None:
     return None if token is None else str(token)
 
 
-def _check(config: StudentConfig, sources: Sequence[TeacherSource], teacher: Path | None) -> None:
+def _check(config: StudentConfig, teacher: Path | None) -> None:
     """Refuse, before any work, what these teachers cannot give."""
     lacking = []
     if teacher is None and config.vocabulary.kind == "wordpiece":
@@ -155,36 +161,11 @@ def _check(config: StudentConfig, sources: Sequence[TeacherSource], teacher: Pat
             f"{config.name}: there is no teacher folder to take a vocabulary and token vectors "
             f"from; set {' and '.join(lacking)}"
         )
-    if not config.loss.feature_weight:
-        return
-    if len(sources) > 1:
-        raise StudentError(
-            f"{config.name}: feature_weight learns from a single teacher, and {len(sources)} are "
-            "given: set feature_weight = 0, or one teacher"
-        )
-    if LogitCache.open(sources[0].folder).manifest.feature_size is None:
-        raise StudentError(
-            f"{config.name}: feature_weight needs the teacher's features, and {sources[0].folder} "
-            "has none: set logits.features = true and run cache-logits again"
-        )
 
 
-def _check_classes(config: StudentConfig, classes: int) -> None:
-    """Refuse what two classes leave empty of a soft term; say what they leave of `dkd`."""
-    loss = config.loss
-    if classes > 2 or not loss.soft_weight:
-        return
-    if loss.standardise:
-        raise StudentError(
-            f"{config.name}: with two classes a standardised row tells the better class and "
-            'nothing more: set loss.standardise = false, or soft = "mse"'
-        )
-    if loss.soft == "dist":
-        raise StudentError(
-            f"{config.name}: with two classes a row's correlation is 1 or -1 and teaches nothing: "
-            'set loss.soft = "kl" or "mse"'
-        )
-    if loss.soft == "dkd":
+def _say_of_two_classes(config: StudentConfig, classes: int) -> None:
+    """Say what two classes leave of `dkd`."""
+    if classes == 2 and config.loss.soft_weight and config.loss.soft == "dkd":
         say(
             f"{config.name}: with two classes dkd is kl times dkd_target_weight; there are no "
             "other classes for dkd_other_weight"
@@ -222,10 +203,11 @@ def teach(
         pair=lesson.pair,
         match=lesson.pair and sizes.match,
         dropout=sizes.dropout,
+        word_dropout=sizes.word_dropout,
     )
     torch.manual_seed(seed)
     model = BiLSTM(shape)
-    start = start_vectors(config.embedding, lesson.tokenizer, lesson.teacher, lesson.cache, seed)
+    start = _start(lesson, name, seed, twin)
     if start is not None:
         model.embedding.weight.data.copy_(torch.from_numpy(start.vectors))
     if config.start_from is not None:
@@ -255,6 +237,21 @@ def teach(
     for left in (*folder.glob("checkpoint.*"), *folder.glob(".*.tmp")):
         left.unlink()
     return metrics
+
+
+def _start(lesson: Lesson, name: str, seed: int, twin: bool) -> Start | None:
+    """Return start vectors; those of a twin have nothing of the teacher's training."""
+    embedding, base = lesson.config.embedding, None
+    if twin:
+        embedding, base = untaught(embedding), lesson.base
+        taken = lesson.teacher if embedding.start == "teacher" and base is None else None
+        if taken is not None and has_trained_vectors(taken):
+            say(
+                f"{name}: its token vectors were trained on a task, as {taken} has no others: for "
+                'a twin without any of it set embedding.start = "random", or make the teacher '
+                "again by fine-tuning with this version"
+            )
+    return start_vectors(embedding, lesson.tokenizer, lesson.teacher, lesson.cache, seed, base)
 
 
 def _examples(lesson: Lesson, twin: bool) -> Examples:

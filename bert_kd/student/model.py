@@ -20,6 +20,8 @@ from bert_kd.errors import StudentError
 from bert_kd.store import read_json, write_json, write_text, writing
 from bert_kd.student.embeddings import SPREAD
 
+UNKNOWN_ID = 1
+"""Of `vocabulary.UNKNOWN`, in every student's tokenizer."""
 POOLINGS = ("final", "max", "mean", "attention")
 
 
@@ -38,6 +40,8 @@ class Shape:
     match: bool = False
     """Of pairs: whether a token also stands in the other text is part of what is read."""
     dropout: float = 0.0
+    word_dropout: float = 0.0
+    """Share of the tokens that training shows as unknown, others at each step."""
 
     @property
     def pooled(self) -> int:
@@ -149,7 +153,11 @@ class BiLSTM(nn.Module):
         steps = torch.arange(ids.shape[1], device=ids.device)[None]  # [1, length]
         real = steps < lengths  # [batch, length]
         mirror = torch.where(real, lengths - 1 - steps, steps)  # [batch, length]
-        states = self.embedding(ids)  # [batch, length, embedding]
+        shown = ids
+        if self.training and self.shape.word_dropout:
+            hidden = torch.rand(ids.shape, device=ids.device) < self.shape.word_dropout
+            shown = ids.masked_fill(hidden & real, UNKNOWN_ID)
+        states = self.embedding(shown)  # [batch, length, embedding]
         if self.match is not None and others is not None and lengths_other is not None:
             shared = _shared(ids, others, lengths_other.to(ids.device))  # [batch, length]
             states = states + shared[:, :, None] * self.match

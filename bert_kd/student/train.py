@@ -226,7 +226,11 @@ def predict(model: BiLSTM, examples: Examples) -> npt.NDArray[np.float32]:
 
 
 def evaluate(model: BiLSTM, examples: Examples) -> dict[str, float]:
-    """Return accuracy, macro-F1 and negative log-likelihood (nats a row) on gold labels."""
+    """Return accuracy, macro-F1 and negative log-likelihood (nats a row) on gold labels.
+
+    Macro-F1 is the mean over the classes that occur in the gold labels or the answers
+    (scikit-learn's default), as of teachers and in the report.
+    """
     logits = predict(model, examples)
     labelled = examples.labels != NO_LABEL
     gold, logits = examples.labels[labelled], logits[labelled]

@@ -176,7 +176,7 @@ def _agreed(manifest: Manifest, config: LogitsConfig, folder: Path) -> Manifest:
     if config.features and manifest.feature_size is None:
         raise CacheError(
             f"the logit cache {folder} holds no features: remove it to have all answers computed "
-            "again with features, or set logits.features = false"
+            "again with features, or set logits.features = false and every loss.feature_weight = 0"
         )
     return manifest
 

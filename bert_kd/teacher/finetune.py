@@ -37,6 +37,7 @@ from bert_kd.teacher.model import (
     load_weights,
     locate_model,
     save_teacher,
+    trained_token_vectors,
 )
 from bert_kd.teacher.objective import GREATER_IS_BETTER
 from bert_kd.teacher.parts import freeze
@@ -63,6 +64,8 @@ def finetune(
     teacher = load_base(config, prepared.labels)
     trainable = freeze(teacher.model, config.unfreeze.last_layers)
     say(f"{folder.name} {config.model}, seed {config.seed}: {trainable.describe()}")
+    # Twins start from them; of an ensemble all members have the same, and one is enough.
+    before = trained_token_vectors(teacher.model) if folder == run.teacher else {}
     prefix = Prefix(teacher.model, config.unfreeze.last_layers) if config.cache_prefix else None
     examples = _read(run, prepared, "train", teacher)
     validation = _read(run, prepared, "validation", teacher)
@@ -116,7 +119,7 @@ def finetune(
         "data": {name: prepared.fingerprints[name] for name in ("train", "validation")},
         "seconds": round(time.monotonic() - started, 1),
     }
-    content = save_teacher(folder, teacher, card, facts)
+    content = save_teacher(folder, teacher, card, facts, before)
     shutil.rmtree(checkpoints)
     shutil.rmtree(run.prefix_of(folder), ignore_errors=True)
     best = content["best"]

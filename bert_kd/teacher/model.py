@@ -19,8 +19,8 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
-from torch import nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -32,7 +32,7 @@ from transformers import (
 from bert_kd.config import TeacherConfig
 from bert_kd.errors import MissingExtra, TeacherError, nearest
 from bert_kd.progress import say
-from bert_kd.store import read_json, write_json, writing_folder
+from bert_kd.store import TEACHER_BASE, read_json, write_json, writing_folder
 from bert_kd.teacher.card import CARD, Card, Pooling, read_card
 from bert_kd.teacher.parts import add_head_units, positions
 from bert_kd.teacher.pooling import MeanPooledBert
@@ -193,9 +193,16 @@ def _some(names: Sequence[str]) -> str:
 
 
 def save_teacher(
-    folder: Path, teacher: Teacher, card: Card, facts: Mapping[str, Any]
+    folder: Path,
+    teacher: Teacher,
+    card: Card,
+    facts: Mapping[str, Any],
+    before: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Any]:
-    """Write a teacher folder, whole or not at all, and return the content of its `teacher.json`."""
+    """Write a teacher folder, whole or not at all, and return the content of its `teacher.json`.
+
+    Tensors of `before` the training go into a folder inside it, which no model is loaded from.
+    """
     content = {**asdict(card), **facts}
     backend = getattr(teacher.tokenizer, "backend_tokenizer", None)
     if backend is not None:
@@ -207,7 +214,20 @@ def save_teacher(
         teacher.model.save_pretrained(aside, max_shard_size="1TB")
         teacher.tokenizer.save_pretrained(aside)
         write_json(aside / CARD, content)
+        if before:
+            (aside / TEACHER_BASE).mkdir()
+            save_file(dict(before), aside / TEACHER_BASE / WEIGHTS)
     return content
+
+
+def trained_token_vectors(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Return a copy of the token vectors, by name, where they are to be trained; else nothing."""
+    vectors = model.get_input_embeddings().weight
+    return {
+        name: parameter.detach().cpu().clone()
+        for name, parameter in model.named_parameters()
+        if parameter is vectors and parameter.requires_grad
+    }
 
 
 def load_weights(model: PreTrainedModel, file: Path) -> None:

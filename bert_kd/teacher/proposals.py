@@ -19,6 +19,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from bert_kd.config import AugmentConfig
 from bert_kd.errors import TeacherError
+from bert_kd.progress import say
 from bert_kd.store import fingerprint, fingerprint_files
 from bert_kd.teacher.model import locate_model, quiet
 
@@ -86,6 +87,9 @@ class MaskedProposals:
         self.length = min(
             MOST_TOKENS, getattr(model.config, "max_position_embeddings", MOST_TOKENS)
         )
+        self.asked = self.proposed = 0
+        """Places that the model was to see, and those that it had words for."""
+        self.told = False
 
     def __call__(
         self, texts: Sequence[str], spans: Sequence[Sequence[Span]]
@@ -95,6 +99,13 @@ class MaskedProposals:
         for start in range(0, len(texts), TEXTS_PER_BATCH):
             part = slice(start, start + TEXTS_PER_BATCH)
             self._propose(texts[part], spans[part], found[part])
+        if self.asked and not self.proposed and not self.told:
+            self.told = True
+            say(
+                f"the masked language model has no word for any of {self.asked:,} places, so that "
+                "its token vectors alone give neighbours: leave augment.masked_lm out, or name "
+                "another model"
+            )
         return found
 
     @torch.inference_mode()
@@ -114,6 +125,7 @@ class MaskedProposals:
             written, moved = _masked(text, [row[number] for number in asked], self._mask())
             masked.append(written)
             places.append(dict(zip(moved, asked, strict=True)))
+            self.asked += len(asked)
         tokens = self.tokenizer(
             masked,
             padding=True,
@@ -123,12 +135,13 @@ class MaskedProposals:
             return_tensors="pt",
         )
         offsets = tokens.pop("offset_mapping")
+        # By where a mask ends: RoBERTa's takes in the white space before it (`lstrip`).
         hits = [
-            (row, token, places[row][start])
+            (row, token, places[row][end])
             for row, token in (tokens["input_ids"] == self.tokenizer.mask_token_id)
             .nonzero()
             .tolist()
-            if (start := int(offsets[row, token, 0])) in places[row]
+            if (end := int(offsets[row, token, 1])) in places[row]
         ]
         if not hits:
             return
@@ -141,20 +154,22 @@ class MaskedProposals:
             start, end = spans[row][number]
             own = texts[row][start:end].lower()
             words = [self.words[piece] for piece in pieces if piece in self.words]
-            found[row][number] = [word for word in words if word != own][:PROPOSED]
+            others = [word for word in words if word != own][:PROPOSED]
+            if others:
+                found[row][number] = others
+                self.proposed += 1
 
     def _mask(self) -> str:
         return str(self.tokenizer.mask_token)
 
 
 def _masked(text: str, spans: Sequence[Span], mask: str) -> tuple[str, list[int]]:
-    """Return `text` with these spans masked, and where each mask stands then."""
+    """Return `text` with these spans masked, and where each mask ends then."""
     parts, places, done, length = [], [], 0, 0
     for start, end in spans:
         parts += [text[done:start], mask]
-        length += start - done
+        length += start - done + len(mask)
         places.append(length)
-        length += len(mask)
         done = end
     return "".join([*parts, text[done:]]), places
 

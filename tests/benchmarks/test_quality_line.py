@@ -75,13 +75,15 @@ def test_every_table_from_text_to_page(request_of, tmp_path: Path, capsys):
         for metric in ("test.accuracy", "validation.macro_f1", "bytes", "texts_per_second"):
             assert value(main, name, metric) > 0, (name, metric)
     assert value(main, "base", "seeds") == 2 and value(main, "teacher", "seeds") == 1
-    # What stage 04 measured of these seeds is what the benchmark measures.
+    # What stage 04 measured of these seeds is what the benchmark measures, but for the rounding of
+    # the bundles' precision, which may cost a row of each.
     alone = [
         read_json(tmp_path / "run" / "students" / f"base-seed{seed}" / "metrics.json")
         for seed in (1, 2)
     ]
     mean = sum(one["validation_accuracy"] for one in alone) / 2
-    assert value(main, "base", "validation.accuracy") == pytest.approx(mean)
+    rows = main["config"]["sets"]["validation"]
+    assert value(main, "base", "validation.accuracy") == pytest.approx(mean, abs=1.01 / rows)
 
     ablation = found["ablation"]
     same = [value(ablation, name, "test.accuracy") for name in ("+ distillation", "MSE")]

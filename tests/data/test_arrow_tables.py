@@ -51,6 +51,14 @@ def test_categories_and_nulls_are_understood(table):
     assert batch.labels == ["no", None, "yes"]
 
 
+def test_floats_are_written_as_in_a_text_file_and_truth_values_have_names(table):
+    labels = pa.array([1.0, None, float("nan"), 1.5, 1e20, -2.0])
+    batch = next(read_parquet(table(text=["a"] * 6, label=labels), SINGLE))
+    assert batch.labels == ["1.0", None, None, "1.5", "100000000000000000000.0", "-2.0"]
+    batch = next(read_parquet(table(text=["a"] * 3, label=[True, None, False]), SINGLE))
+    assert batch.labels == ["true", None, "false"]
+
+
 def test_pairs_are_read(table):
     path = table(first=["a"], second=["b"], label=[1])
     batch = next(read_parquet(path, Columns("first", "second", "label")))
@@ -61,8 +69,11 @@ def test_pairs_are_read(table):
     ("columns", "words"),
     [
         ({"text": [1, 2], "label": [0, 1]}, "row 1: the column 'text' holds 1 (int)"),
-        ({"text": ["a", "b"], "label": [1.0, 1.5]}, "row 1: the label column 'label' holds 1.0"),
-        ({"text": ["a", "b"], "label": [True, False]}, "holds True (bool)"),
+        (
+            {"text": ["a", "b"], "label": [1.0, float("inf")]},
+            "row 2: the label column 'label' holds inf",
+        ),
+        ({"text": ["a", "b"], "label": [[1], [0]]}, "holds [1] (list)"),
         ({"text": [b"a", b"b"], "label": [1, 0]}, "holds b'a' (bytes)"),
         ({"txt": ["a", "b"], "label": [1, 0]}, "no column 'text' (did you mean 'txt'?)"),
     ],

@@ -2,7 +2,15 @@
 
 import numpy as np
 
-from bert_kd.data.keys import KEY_DTYPE, hex_keys, join_keys, key_bytes, row_key, row_keys
+from bert_kd.data.keys import (
+    KEY_DTYPE,
+    folded_keys,
+    hex_keys,
+    join_keys,
+    key_bytes,
+    row_key,
+    row_keys,
+)
 
 
 def test_a_key_is_128_bits_of_blake2b_and_stays_what_it_is():
@@ -17,6 +25,17 @@ def test_keys_depend_on_content_alone():
     assert keys[0] == keys[2]
     assert len(np.unique(keys)) == 4
     assert keys[::-1].tolist() == row_keys(texts[::-1]).tolist()
+
+
+def test_folded_keys_leave_case_width_and_white_space_out():
+    same = ["Straße  no\t1", " strasse NO １ ", "STRASSE no 1\n", "stra\u00dfe\u00a0no 1"]
+    assert len(np.unique(folded_keys(same))) == 1
+    assert folded_keys(same[:1]) == row_keys(["strasse no 1"])
+    assert len(np.unique(folded_keys(["e\u0301", "\u00c9", "E\u0301 ", "e"]))) == 2
+    other = ["no1", "no 1", "no, 1", "nó 1"]
+    assert len(np.unique(folded_keys(other))) == 4
+    pairs = folded_keys(["A  b", "a B", "a"], ["C", "c ", "b c"])
+    assert pairs[0] == pairs[1] != pairs[2]
 
 
 def test_a_pair_is_neither_its_texts_joined_nor_swapped():

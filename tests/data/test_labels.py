@@ -120,6 +120,26 @@ def test_a_label_with_a_fraction_is_refused_unless_it_is_a_listed_name():
     assert (names, found["train"]) == (("1.5", "2.5"), [1, 0])
 
 
+def test_whole_numbers_written_as_floats_are_their_integers():
+    names, found = resolved(None, train=["10.0", "9", "9.", " 1.00 "], test=["1", "-1.0"][:1])
+    assert names == ("1", "9", "10")
+    assert found == {"train": [2, 1, 1, 0], "test": [0]}
+    own = numbered_names(["negative", "positive"], "labels.json")
+    assert resolved(own, train=["0.0", "1.0", "-0.0"])[1]["train"] == [0, 1, 0]
+    one = reordered(None, ("negative", "positive"))
+    assert resolved(one, train=["1.0", "2.0"])[1]["train"] == [0, 1]
+    names, found = resolved(reordered(None, ("2.0", "1.0")), train=["1.0", "2.0"])
+    assert (names, found["train"]) == (("2.0", "1.0"), [1, 0])
+
+
+def test_a_missing_label_is_told_before_other_faults_of_labels():
+    missing = "f, line 3: the label column 'label' is empty or -1 here"
+    assert missing in refused(None, train=["0.5", "1", ""])
+    assert missing in refused(None, train=["0", "1"], validation=["0", "7", None])
+    own = numbered_names(["no", "yes"], "labels.json")
+    assert missing in refused(own, train=["0", "odd", "-1.0"])
+
+
 def test_minus_one_means_no_label_unless_train_has_such_a_class():
     assert resolved(None, train=[0, 1], test=[-1, -1])[1]["test"] is None
     names, found = resolved(None, train=["-1", "1"], test=["-1", "-1"])

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from source_texts import jsonl, numbered, tsv
 
@@ -215,6 +217,37 @@ def test_transfer_texts_have_no_label_and_stand_in_no_other_split(write, prepare
     assert finding(made, "empty", "transfer")["dropped"] == 1
     assert finding(made, "duplicate", "transfer")["rows"] == 1
     assert "transfer" not in made.report["label_counts"]
+
+
+def test_variants_of_a_text_are_leaks_and_overlap_too(write, prepared):
+    """Texts that differ in case, width or white space alone; their row keys stay their own."""
+    write_splits(
+        write,
+        train=numbered(10) + [("Text  3", 1)],
+        validation=[("TEXT 3", 0), ("fresh", 0), ("other", 1)],
+        test=[("ｔext 0 ", 1), ("new", 1)],
+    )
+    write("pool.tsv", "text\nNEW\nText 5\nFRESH \nmine\nMine\n")
+    made, rows = prepared(transfer=("pool.tsv",), transfer_style="as given", drop_leaks=True)
+    leak = finding(made, "leak", "validation")
+    assert (leak["rows"], leak["dropped"]) == (1, 2)
+    assert "1 of them with another label" in leak["sentence"]
+    assert finding(made, "leak", "test")["dropped"] == 1
+    assert not set(rows["train"].texts) & {"text 0", "text 3", "Text  3"}
+    assert rows["validation"].texts[0] == "TEXT 3"
+    assert rows["transfer"].texts == ["mine", "Mine"]
+    assert finding(made, "overlap", "transfer")["rows"] == 3
+    assert finding(made, "duplicate", "transfer")["rows"] == 1
+    assert rows["transfer"].keys.tolist() == row_keys(["mine", "Mine"]).tolist()
+
+
+def test_a_cut_keeps_variants_of_a_text_on_one_side(write, prepared):
+    rows = numbered(100)
+    variants = [(text.title().replace(" ", "  "), label) for text, label in rows]
+    made, splits = prepared(write("all.tsv", tsv(rows + variants)))
+    sides = [{" ".join(text.lower().split()) for text in split.texts} for split in splits.values()]
+    assert sum(map(len, sides)) == len(set.union(*sides)) == 100
+    assert made.rows == {"train": 160, "validation": 20, "test": 20}
 
 
 def test_transfer_without_a_text_of_its_own_is_refused(write, prepared):
@@ -465,3 +498,13 @@ def test_public_data_sets_give_their_published_counts(run, name, settings, rows,
     assert made.labels == labels
     for (kind, split), count in findings.items():
         assert finding(made, kind, split)["rows"] == count
+
+
+def test_labels_of_a_table_may_be_floats_or_truth_values(folder, prepared):
+    texts = [f"text {number}" for number in range(40)]
+    for labels, names in (([0.0, 1.0], ("0", "1")), ([True, False], ("false", "true"))):
+        pq.write_table(pa.table({"text": texts, "label": labels * 20}), folder / "train.parquet")
+        assert prepared()[0].labels == names
+    holes = pa.array([None, *[float(number % 2) for number in range(39)]])
+    pq.write_table(pa.table({"text": texts, "label": holes}), folder / "train.parquet")
+    assert "train.parquet, row 1: the label column 'label' is empty" in refused(prepared)

@@ -9,7 +9,7 @@ from bert_kd.data import views as making
 from bert_kd.data.augment import KINDS
 from bert_kd.data.keys import row_keys
 from bert_kd.data.prepare import load_prepared
-from bert_kd.data.rows import read_rows
+from bert_kd.data.rows import Rows, read_rows
 from bert_kd.data.views import Proposals, describe_views, write_views
 
 WORDS = "a the good poor film plot cast score , dull bright tale of and with".split()
@@ -66,6 +66,24 @@ def test_views_repeat_no_text_of_any_split_and_all_are_counted(run, made):
     for kind, bit in KINDS.items():
         assert counts["kinds"][kind] == int((rows.views & bit > 0).sum())
     assert f"{len(rows):,} rows of {counts['wanted']:,} wanted" in describe_views(after)
+
+
+def test_views_that_vary_another_text_in_case_or_spaces_are_dropped(run, made, monkeypatch):
+    """One view stands in test but for its case, one is another view but for its spaces."""
+    held = read_rows(run.split("test")).texts[0]
+    texts = ["one of its own", "One  of its own", held.upper()]
+
+    def make(rows, due, config, tools):
+        count = len(texts)
+        views = np.full(count, KINDS["ngram"], dtype=np.int16)
+        return Rows(row_keys(texts), texts, None, np.full(count, -1), views)
+
+    monkeypatch.setattr(making, "make_views", make)
+    monkeypatch.setattr(making, "PART_ROWS", 1000)
+    after = write_views(run, made, AugmentConfig(views=1, maximum=300), MASK)
+    assert read_rows(run.split("views")).texts == texts[:1]
+    counts = after.report["views"]
+    assert (counts["repeats"], counts["known"]) == (1, 1)
 
 
 def test_the_maximum_is_shared_out_evenly(run, made):

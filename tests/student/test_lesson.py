@@ -4,21 +4,26 @@ configuration, pooled states through the linear map, calibrated teachers.
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from bert_kd import provenance, stages
-from bert_kd.config import Config
+from bert_kd.config import Config, LossConfig
 from bert_kd.data.rows import read_rows
 from bert_kd.errors import CacheError, StageError, StudentError
 from bert_kd.evaluate.metrics import measure
 from bert_kd.logits.cache import LogitCache, Manifest
+from bert_kd.logits.word_vectors import write_word_vectors
 from bert_kd.provenance import NO_WISHES, Wishes, members
 from bert_kd.store import RunFolder, read_json
+from bert_kd.student.lesson import _start, prepare_lesson
 from bert_kd.student.train import read_history
 
 WORDS = ("parcel", "invoice", "password", "broken")
@@ -177,21 +182,30 @@ def test_pooled_states_are_learned_through_the_map_and_it_is_left_behind(configu
 
 def test_features_that_are_not_cached_are_refused(configured):
     config = configured(loss={"feature_weight": 1.0})
-    with pytest.raises(StudentError, match="logits.features = true"):
+    with pytest.raises(StudentError, match="answers has none: set feature_weight = 0, or name"):
         stages.train_students(config)
 
 
 @pytest.mark.parametrize(
     ("loss", "message"),
     [
-        ({"soft": "dist"}, "correlation is 1 or -1.*set loss.soft"),
-        ({"soft": "kl", "standardise": True}, "two classes a standardised row.*false"),
+        ({"soft": "dist"}, 'correlation is 1 or -1.*set loss.soft = "kl"'),
+        ({"soft": "kl", "standardise": True}, "two classes a standardised row.*out$"),
+        ({"soft": "dkd", "standardise": True}, "two classes a standardised row.*out$"),
     ],
 )
 def test_what_two_classes_leave_empty_is_refused(configured, loss, message):
-    config = configured(2, loss=loss)
-    with pytest.raises(StudentError, match=message):
-        stages.train_students(config)
+    config = configured(2)
+    student = config.students[0].model_copy(update={"loss": LossConfig.model_validate(loss)})
+    config = config.model_copy(update={"students": (student,)})
+    for stage in (
+        stages.prepare_data,
+        stages.train_teacher,
+        stages.cache_logits,
+        stages.train_students,
+    ):
+        with pytest.raises(StudentError, match=message):
+            stage(config)
     assert not (config.run / "students").exists()
 
 
@@ -262,3 +276,88 @@ def test_answers_to_validation_are_needed_to_calibrate(configured):
     )
     with pytest.raises(CacheError, match="80 of 80|80 rows"):
         stages.train_students(config.model_copy(update={"logits": lacking}))
+
+
+NAME = "bert.embeddings.word_embeddings.weight"
+
+
+@pytest.fixture
+def with_teacher(
+    configured: Callable[..., Config], teacher_folder: Path
+) -> Callable[[str, bool], Config]:
+    """Make a run whose teacher's folder is at hand, its token vectors trained or frozen."""
+
+    def make(start: str, trains: bool) -> Config:
+        config = configured(twin=True)
+        run = RunFolder(config.run)
+        shutil.copytree(teacher_folder, run.teacher)
+        groups = [{"name": "below the pooler", "parameters": 9, "trains": trains}]
+        facts = {"fine_tuned": True, "trainable": {"groups": groups}}
+        (run.teacher / "teacher.json").write_text(json.dumps(facts))
+        (source,) = config.logits.teachers
+        matrix = load_file(run.teacher / "model.safetensors")[NAME]
+        write_word_vectors(source.folder, matrix[::-1].astype(np.float16))
+        if trains:
+            run.base_of(run.teacher).mkdir()
+            base = {NAME: np.ascontiguousarray(matrix[:, ::-1] ** 3)}
+            save_file(base, run.base_of(run.teacher) / "model.safetensors")
+        (student,) = config.students
+        embedding = student.embedding.model_copy(update={"start": start})
+        student = student.model_copy(update={"embedding": embedding})
+        return config.model_copy(update={"students": (student,)})
+
+    return make
+
+
+def vectors_and_stamps(config: Config) -> tuple[list[Any], list[str]]:
+    """Return start vectors and what their stamp says of these, of the student and of its twin."""
+    run, prepared = provenance.with_data(config)
+    sources = provenance.teacher_sources(config, run, NO_WISHES)
+    lesson = prepare_lesson(config.students[0], config.logits, run, prepared, sources)
+    starts = [_start(lesson, member.name, 17, member.twin) for member in members(config)]
+    stamps = [
+        provenance.student_stamp(config, member, run, prepared, sources)
+        for member in members(config)
+    ]
+    return [start.vectors for start in starts if start], [
+        stamp.inputs["vectors"] for stamp in stamps
+    ]
+
+
+def test_twins_start_from_token_vectors_that_no_task_has_trained(with_teacher):
+    config = with_teacher("teacher", True)
+    (student, twin), (known, twins) = vectors_and_stamps(config)
+    assert not np.allclose(student, twin) and known != twins
+    base = RunFolder(config.run).base_of(RunFolder(config.run).teacher)
+    shutil.copy(base / "model.safetensors", base.parent)
+    assert np.array_equal(vectors_and_stamps(config)[0][0], twin)
+
+
+def test_of_a_teacher_whose_token_vectors_were_frozen_twins_start_as_students(with_teacher, capsys):
+    (student, twin), stamps = vectors_and_stamps(with_teacher("teacher", False))
+    assert np.array_equal(student, twin) and stamps[0] == stamps[1]
+    assert "were trained on a task" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_twins_know_nothing_of_what_the_teacher_makes_of_words(with_teacher, trains):
+    config = with_teacher("words", trains)
+    (student, twin), (known, twins) = vectors_and_stamps(config)
+    assert not np.allclose(student, twin) and known != twins
+    (plain,) = config.students
+    embedding = plain.embedding.model_copy(update={"start": "teacher"})
+    other = config.model_copy(
+        update={"students": (plain.model_copy(update={"embedding": embedding}),)}
+    )
+    assert np.array_equal(vectors_and_stamps(other)[0][1], twin)
+
+
+def test_a_teacher_of_an_older_version_gives_its_trained_vectors_and_it_is_said(
+    with_teacher, capsys
+):
+    config = with_teacher("teacher", True)
+    run = RunFolder(config.run)
+    shutil.rmtree(run.base_of(run.teacher))
+    (student, twin), stamps = vectors_and_stamps(config)
+    assert np.array_equal(student, twin) and stamps[0] == stamps[1]
+    assert "base-seed17-twin: its token vectors were trained on a task" in capsys.readouterr().err

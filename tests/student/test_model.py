@@ -123,6 +123,26 @@ def test_tokens_of_the_other_text_are_marked():
     torch.testing.assert_close(model.encode(ids, lengths, others, length), expected)
 
 
+def test_word_dropout_shows_tokens_as_unknown_in_training_alone():
+    shape = dataclasses.replace(SHAPE, word_dropout=0.5)
+    torch.manual_seed(3)
+    model = BiLSTM(shape)
+    seen: list[torch.Tensor] = []
+    model.embedding.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    ids, lengths = torch.full((200, 6), 2), torch.tensor([4] * 200)
+    ids[:, 4:] = 0
+    with torch.no_grad():
+        first = model.train()(ids, lengths).logits
+        assert not torch.equal(first, model(ids, lengths).logits)
+        plain = model.eval()(ids, lengths).logits
+        assert torch.equal(plain, model(ids, lengths).logits)
+    for shown in seen[:2]:
+        assert 0.4 < (shown[:, :4] == 1).float().mean() < 0.6  # of 800 tokens
+        assert (shown[:, 4:] == 0).all()  # padding stays what it is
+    assert not torch.equal(seen[0], seen[1])
+    assert torch.equal(seen[2], ids)
+
+
 def test_parameters_are_counted_with_and_without_embedding():
     total, without = count_parameters(BiLSTM(SHAPE))
     lstm = 2 * 4 * 5 * (6 + 5 + 2)

@@ -27,7 +27,9 @@ from torch.nn.functional import cross_entropy
 from bert_kd.config import TeacherConfig
 from bert_kd.errors import TeacherError
 from bert_kd.store import RunFolder
+from bert_kd.student.embeddings import has_trained_vectors
 from bert_kd.teacher.answer import answer
+from bert_kd.teacher.card import fingerprint_teacher
 from bert_kd.teacher.finetune import finetune
 from bert_kd.teacher.model import load_base, open_teacher
 from bert_kd.teacher.objective import r_drop_loss
@@ -48,6 +50,24 @@ def test_frozen_parts_stay_and_the_last_layer_moves(two_layers, run):
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved == {name for name in before if "layer.1." in name or not is_below(name)}
     assert facts["trainable"]["trainable"] == sum(after[name].numel() for name in moved)
+
+
+def test_token_vectors_that_train_are_kept_as_they_were(base, run):
+    name = "bert.embeddings.word_embeddings.weight"
+    before = load_base(settings(base), LABELS).model.state_dict()[name]
+    finetune(settings(base, epochs=1), run, small_data(run))
+    assert not run.base_of(run.teacher).exists()  # frozen: those of the teacher are the base's
+
+    facts = finetune(settings(base, epochs=1, last_layers="all"), run, small_data(run))
+    kept = weights(run.base_of(run.teacher))
+    assert set(kept) == {name} and torch.equal(kept[name], before)
+    assert not torch.equal(weights(run.teacher)[name], before)
+    assert has_trained_vectors(run.teacher) and facts["trainable"]["groups"][0]["trains"]
+    # It tells no teacher from another, and opens as ever.
+    known = fingerprint_teacher(run.teacher, "fp32")
+    shutil.rmtree(run.base_of(run.teacher))
+    assert fingerprint_teacher(run.teacher, "fp32") == known
+    assert open_teacher(run.teacher).labels == LABELS
 
 
 def is_below(name: str) -> bool:

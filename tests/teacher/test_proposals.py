@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from small_teachers import SPECIAL, small_config, small_tokenizer, write_base
+from tokenizers import AddedToken
 from transformers import BertForMaskedLM
 
 from bert_kd.config import AugmentConfig
@@ -72,6 +73,30 @@ def test_a_masked_model_proposes_whole_words_for_the_place_and_not_the_word_itse
     assert not any(word.startswith("#") for word in found[0][0])
     assert list(found[0][2]) == []  # no single piece, no vector
     assert found[1] == []
+
+
+def test_a_mask_that_takes_in_the_space_before_it_is_found_too(masked_lm: Path, capsys):
+    """As RoBERTa and its kin have it, whose masks are `lstrip`."""
+    plain = open_neighbours("unused", None, str(masked_lm))
+    tokenizer = small_tokenizer()
+    tokenizer.add_special_tokens({"mask_token": AddedToken("[MASK]", lstrip=True, special=True)})
+    tokenizer.save_pretrained(masked_lm)
+    propose = open_neighbours("unused", None, str(masked_lm))
+    text = "the film was lovely and film"
+    places = [[(4, 8), (13, 19), (24, 28)]]
+    seen = propose.tokenizer("the [MASK]", return_offsets_mapping=True)["offset_mapping"]
+    assert (3, 10) in [tuple(span) for span in seen]  # from the space on
+    assert propose([text], places) == plain([text], places)
+    assert propose([text], places)[0][1][0] == "fine"
+    assert "has no word" not in capsys.readouterr().err
+
+
+def test_a_masked_model_that_proposes_nothing_is_said_to_once(masked_lm: Path, capsys):
+    propose = open_neighbours("unused", None, str(masked_lm))
+    propose.words = {}  # it answers with parts of words alone
+    for _ in range(2):
+        propose(["the film was lovely"], [[(4, 8), (13, 19)]])
+    assert capsys.readouterr().err.count("has no word for any of 2 places") == 1
 
 
 def test_places_in_long_texts_and_among_masks_are_kept_apart(masked_lm):
