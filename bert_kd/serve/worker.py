@@ -29,6 +29,8 @@ from bert_kd.serve.models import Models, Source
 
 TICK_SECONDS = 0.1
 """Between two looks at the deadlines."""
+SILENCE_SECONDS = 0.5
+"""A server that stops waits so long for the next request of a connection that is kept open."""
 THREADS = 4
 """For batches too large for the event loop, bundles being loaded, and tokens being counted."""
 
@@ -156,8 +158,11 @@ class Worker:
         self._app.stopping = self._clock.stopping = True
         if self._opening:
             await asyncio.wait(self._opening)
-        # What these clients have sent already is read before their silence is believed.
-        await asyncio.sleep(TICK_SECONDS)
+        # What these clients are sending is answered, and told to be the connection's last, before
+        # their silence is believed.
+        silent = self._loop.time() + SILENCE_SECONDS
+        while self._clock.connections and self._loop.time() < silent:
+            await asyncio.sleep(TICK_SECONDS / 4)
         end = self._loop.time() + self._settings.limits.drain_seconds
         while self._clock.connections and self._loop.time() < end:
             for connection in list(self._clock.connections):
