@@ -235,7 +235,7 @@ def train_students(config: Config, wishes: Wishes = NO_WISHES) -> dict[str, dict
     if due:
         from bert_kd.student.lesson import prepare_lesson, teach
 
-        doubt = _doubt(config, run, prepared, sources, due)
+        doubt = _doubt(config, run, prepared, sources)
         for student in config.students:
             mine = [member for member in due if member.config.name == student.name]
             if not mine:
@@ -260,11 +260,12 @@ def _doubt(
     run: RunFolder,
     prepared: Prepared,
     sources: Sequence[TeacherSource],
-    due: Sequence[Member],
 ) -> str | None:
-    """Return why the teachers are not worth following, and say so; None where they are."""
-    following = any(member.config.loss.distils and not member.twin for member in due)
-    if not (sources and following and config.logits.must_beat_linear):
+    """Return why the teachers are not worth following, and say so; None where they are.
+
+    Whoever is due: a twin that is made later reads by its student's vocabulary.
+    """
+    if not (sources and config.logits.must_beat_linear):
         return None
     from bert_kd.logits.panel import open_panel
     from bert_kd.logits.reference import find_doubt

@@ -146,6 +146,12 @@ def test_a_teacher_that_knows_less_than_a_linear_model_is_not_followed(configure
     said = capsys.readouterr().err
     assert "students learn from the gold labels alone" in said and "must_beat_linear" in said
     assert metrics["base-seed17"]["examples"] == 120  # of 150 rows, those of train
+    # A twin that is made later, after a kill in between, reads by the same vocabulary.
+    run = RunFolder(config.run)
+    student, twin = run.student("base-seed17"), run.student("base-seed17-twin")
+    shutil.rmtree(twin)
+    stages.train_students(config)
+    assert (twin / "tokenizer.json").read_bytes() == (student / "tokenizer.json").read_bytes()
     notes = stages.evaluate(config).notes
     assert sum("a linear model of n-grams on" in note for note in notes) == 1
 
