@@ -114,6 +114,8 @@ def _rows_of_file(path: Path, test: Rows) -> Rows:
 
 def teacher_system(config: Config, sets: Mapping[str, Rows], name: str = TEACHER) -> System:
     """Return the teacher (of an ensemble all members together) of a run whose cache is filled."""
+    if config.teacher.linear:
+        return _linear_system(config, sets, name)
     import torch
 
     from bert_kd.teacher.answer import Answering
@@ -140,6 +142,30 @@ def teacher_system(config: Config, sets: Mapping[str, Rows], name: str = TEACHER
         sum(file.stat().st_size for folder in folders for file in folder.glob("*.safetensors")),
         lambda texts: [answering(*_sides(texts)) for answering in asked],
         base if len(folders) == 1 else f"{len(folders)} × {base}",
+    )
+
+
+def _linear_system(config: Config, sets: Mapping[str, Rows], name: str) -> System:
+    """Return the linear model of n-grams as the teacher, fitted to train again to be timed."""
+    from bert_kd.logits.linear import fit, read_as
+
+    run = RunFolder(config.run)
+    train = read_rows(run.split("train"))
+    train = train.take(np.flatnonzero(train.labels >= 0))
+    classes = len(load_prepared(run).labels)
+    model = fit(read_as(train.texts, train.texts_b), train.labels, classes)
+    if model is None:
+        raise UserError(f"the train split of {run.data} teaches a linear model nothing")
+    weights = model.classifier.coef_
+    return System(
+        name,
+        "teacher",
+        teacher_predictions(config, sets),
+        weights.size,
+        weights.size,
+        weights.nbytes,
+        lambda texts: model.logits(read_as(*_sides(texts))),
+        "linear model of n-grams",
     )
 
 

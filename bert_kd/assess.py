@@ -100,7 +100,10 @@ def assess(
     doubts = {
         str(student.facts["doubt"]) for student in students.values() if "doubt" in student.facts
     }
-    notes.extend(f"Students learned from the gold labels alone: {doubt}." for doubt in doubts)
+    notes.extend(
+        f"The teacher was not followed: {doubt}. Students learned from that linear model instead."
+        for doubt in doubts
+    )
     if models[0].ensemble:
         notes.append(_about_ensemble(models[0], shown))
     if settings.speed_rounds:
@@ -191,6 +194,9 @@ def _teacher_model(
     if config.logits.teachers:
         caches = ", ".join(source.folder.name for source in config.logits.teachers)
         about = f"answers read from {caches}"
+        return Model(TEACHER, TEACHER, "teacher", None, metrics, description=about)
+    if config.teacher.linear:
+        about = "linear model of n-grams, train answered by models of its other parts"
         return Model(TEACHER, TEACHER, "teacher", None, metrics, description=about)
     folders = run.teachers(len(panel.sources))
     facts = read_json(run.teacher_facts)

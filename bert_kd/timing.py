@@ -60,7 +60,7 @@ def with_speed(
                 systems[model.name], engines[model.name] = _student_system(
                     config, run.student(model.name), aside, check, students[model.name], notes
                 )
-            elif not config.logits.teachers:
+            elif not (config.logits.teachers or config.teacher.linear):
                 folders = run.teachers(max(len(model.ensemble), 1))
                 systems[model.name] = _teacher_system(config, folders)
                 engines[model.name] = "torch fp32"

@@ -3,7 +3,8 @@
 The gate (`gate.py`) refuses answers that cannot be right. A teacher can pass it and still know less
 than the labels teach by themselves: one that was pretrained on another language, say. A student
 that follows it ends where its teacher stands, below its twin. A linear model takes seconds, and few
-things that are worth learning from are worse. Not here: what is done about it (the caller's).
+things that are worth learning from are worse. Not here: the model (`linear.py`), and what is done
+about it (the caller's).
 """
 
 from __future__ import annotations
@@ -16,18 +17,11 @@ import numpy.typing as npt
 
 from bert_kd.data.rows import Rows, read_rows
 from bert_kd.errors import CacheError
+from bert_kd.logits.linear import fit, read_as
 from bert_kd.logits.panel import Panel
 
-Ints = npt.NDArray[np.int64]
-
-UNIT = r"[㐀-䶿一-鿿]|[^\W㐀-䶿一-鿿]+"
-"""A Chinese character, or a run of other letters and digits."""
 MOST_ROWS = 20_000
 """Of train that the linear model is fitted to, drawn by chance, always the same."""
-MOST_CHARACTERS = 2000
-"""Of a text that it reads."""
-MOST_FEATURES = 200_000
-INVERSE_PENALTY = 0.3
 FACTOR, CHANCE = 1.25, 0.05
 """A teacher is worse that errs more than so many times as often on validation, where chance would
 bring that about less often than this.
@@ -86,42 +80,19 @@ def compare_with_linear(
         return None
     if len(learned) > MOST_ROWS:
         learned = np.random.default_rng(0).choice(learned, MOST_ROWS, replace=False)
-    found = _linear(_texts(train, learned), train.labels[learned], _texts(validation, asked))
-    if found is None:
+    mine, theirs = train.take(learned), validation.take(asked)
+    classes = max(answers.shape[1], int(mine.labels.max()) + 1)
+    model = fit(read_as(mine.texts, mine.texts_b), mine.labels, classes)
+    if model is None:
         return None
-    gold = validation.labels[asked]
+    gold = theirs.labels
     by_teacher = answers[asked].argmax(axis=1) == gold
-    by_linear = found == gold
+    read = read_as(theirs.texts, theirs.texts_b)
+    by_linear = model.logits(read).argmax(axis=1) == gold
     lost, won = int((by_linear & ~by_teacher).sum()), int((by_teacher & ~by_linear).sum())
     return Reference(
         len(asked), float(by_teacher.mean()), float(by_linear.mean()), _chance(lost, won)
     )
-
-
-def _texts(rows: Rows, places: Ints) -> list[str]:
-    others = rows.texts_b
-    return [
-        rows.texts[row][:MOST_CHARACTERS]
-        + ("" if others is None else f"\n{others[row][:MOST_CHARACTERS]}")
-        for row in places
-    ]
-
-
-def _linear(texts: list[str], labels: Ints, asked: list[str]) -> Ints | None:
-    """Return the linear model's classes of `asked`; None where the texts hold no words."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.svm import LinearSVC
-
-    vectorizer = TfidfVectorizer(
-        token_pattern=UNIT, ngram_range=(1, 2), max_features=MOST_FEATURES, sublinear_tf=True
-    )
-    try:
-        learned = vectorizer.fit_transform(texts)
-    except ValueError:  # an empty vocabulary
-        return None
-    model = LinearSVC(C=INVERSE_PENALTY).fit(learned, labels)
-    found: Ints = model.predict(vectorizer.transform(asked))
-    return found
 
 
 def _chance(lost: int, won: int) -> float:

@@ -45,6 +45,16 @@ LEARNED = ("train", "transfer", "views")
 
 
 @dataclass(frozen=True)
+class Instead:
+    """Who is followed instead of the teachers: the linear model of n-grams."""
+
+    doubt: str
+    """Why the teachers are not followed."""
+    cache: Path
+    """Its answers to all rows."""
+
+
+@dataclass(frozen=True)
 class Lesson:
     """All that the students of one configuration learn from."""
 
@@ -68,12 +78,12 @@ def prepare_lesson(
     run: RunFolder,
     prepared: Prepared,
     sources: Sequence[TeacherSource],
-    doubt: str | None = None,
+    instead: Instead | None = None,
 ) -> Lesson:
     """Build the tokenizer, encode what is learned and validation, and read the teachers' answers.
 
-    Without `sources` the rows are those of train alone: nobody has labelled the others. So it is
-    with a `doubt`: why they are not worth following.
+    Without `sources` the rows are those of train alone: nobody has labelled the others. With
+    `instead`, its answers are learned, and the teachers still give vocabulary and start vectors.
 
     Raises CacheError where answers are missing or the gate is not passed, StudentError where the
     configuration does not fit the teacher.
@@ -84,7 +94,7 @@ def prepare_lesson(
     folders = [source.folder for source in sources]
     check_loss(config, len(prepared.labels), logits, folders, len(sources))
     _say_of_two_classes(config, len(prepared.labels))
-    followed = bool(sources) and doubt is None
+    followed = bool(sources)
     if not followed and "transfer" in prepared.rows:
         say(f"{config.name}: transfer texts are left aside, as no teacher labels them")
     splits = LEARNED if followed else LEARNED[:1]
@@ -98,7 +108,10 @@ def prepare_lesson(
     answers: Answers | None = None
     calibrations: tuple[Calibration, ...] = ()
     if followed:
-        panel = open_panel(logits, sources, prepared.labels, run.split("validation"))
+        if instead is not None:
+            config, logits = _follow_linear(config), _judged_already(logits)
+        asked = sources if instead is None else (TeacherSource(folder=instead.cache),)
+        panel = open_panel(logits, asked, prepared.labels, run.split("validation"))
         calibrations = panel.calibrations
         for calibration in calibrations:
             say(f"{config.name}: {calibration.describe()}")
@@ -120,8 +133,26 @@ def prepare_lesson(
         teacher,
         base if base.exists() else None,
         sources[0].folder if sources else None,
-        doubt,
+        instead.doubt if instead is not None else None,
     )
+
+
+def _follow_linear(config: StudentConfig) -> StudentConfig:
+    """Return the configuration with which the linear model can be followed: it has no features."""
+    if not config.loss.feature_weight:
+        return config
+    say(f"{config.name}: a linear model has no features: loss.feature_weight counts for nothing")
+    soft = config.loss.soft_weight or config.loss.feature_weight
+    return config.model_copy(
+        update={"loss": config.loss.model_copy(update={"feature_weight": 0.0, "soft_weight": soft})}
+    )
+
+
+def _judged_already(logits: LogitsConfig) -> LogitsConfig:
+    """Return how the linear model's answers are read: it is calibrated, and better than a teacher
+    that may have passed the gate.
+    """
+    return logits.model_copy(update={"calibrate": False, "minimum_gain": -1.0, "teachers": ()})
 
 
 def _taught(config: StudentConfig, panel: Panel, rows: Encoded) -> tuple[Encoded, Answers]:

@@ -74,7 +74,7 @@ def together(filled: Sequence[Filled]) -> Filled:
 
 
 @dataclass
-class _Window:
+class Window:
     """Rows to be answered next."""
 
     keys: list[Keys]
@@ -91,9 +91,10 @@ def fill_cache(
     part: Part = (1, 1),
     *,
     words: bool = False,
+    splits: Sequence[str] = SPLITS,
 ) -> Filled:
-    """Compute the answers that the cache of the teacher in `home` lacks, and only these; with
-    `words` also its word vectors.
+    """Compute the answers to these splits that the cache of the teacher in `home` lacks, and only
+    these; with `words` also its word vectors.
 
     Raises StageError where teacher and data do not belong together, CacheError where the cache
     can't take the answers.
@@ -103,8 +104,8 @@ def fill_cache(
     _check(card, prepared, home)
     fingerprint = fingerprint_teacher(home, config.precision)
     folder = run.cache(fingerprint)
-    splits = [name for name in SPLITS if name in prepared.rows]
-    wanted = _distinct_keys(run, splits, part)
+    asked = [name for name in splits if name in prepared.rows]
+    wanted = distinct_keys(run, asked, part)
     is_open = np.ones(len(wanted), dtype=np.bool_)  # [distinct rows]
     manifest = read_manifest(folder)
     cache = (
@@ -122,13 +123,13 @@ def fill_cache(
 
         teacher = open_teacher(home)
         if cache is None:
-            manifest = _new_manifest(run, home, teacher, fingerprint, config, splits)
+            manifest = _new_manifest(run, home, teacher, fingerprint, config, asked)
             cache = LogitCache.create(folder, manifest)
         features = cache.manifest.feature_size is not None
         answering = Answering(teacher, config.precision, config.tokens_per_batch, features)
         done = len(wanted) - missing
         with progress("asking the teacher", len(wanted), "rows", done=done) as advance:
-            for window in _windows(run, splits, wanted, is_open, config.rows_per_shard):
+            for window in windows(run, asked, wanted, is_open, config.rows_per_shard):
                 answers = answering(window.texts, window.texts_b or None, advance)
                 cache.append(np.concatenate(window.keys), answers.logits, answers.features)
                 shards += 1
@@ -212,7 +213,8 @@ def _new_manifest(
     )
 
 
-def _distinct_keys(run: RunFolder, splits: list[str], part: Part) -> KeyIndex:
+def distinct_keys(run: RunFolder, splits: Sequence[str], part: Part) -> KeyIndex:
+    """Return the keys of these splits that fall to this part."""
     found = [np.zeros(0, dtype=KEY_DTYPE)]
     for split in splits:
         for rows in iterate_rows(run.split(split)):
@@ -231,15 +233,15 @@ def _falls_to(keys: Keys, part: Part) -> npt.NDArray[np.bool_]:
     return mine
 
 
-def _windows(
+def windows(
     run: RunFolder,
-    splits: list[str],
+    splits: Sequence[str],
     wanted: KeyIndex,
     is_open: npt.NDArray[np.bool_],
     size: int,
-) -> Iterator[_Window]:
+) -> Iterator[Window]:
     """Yield the rows whose key is open, each key once, `size` at a time, and close the keys."""
-    window = _Window([], [], [])
+    window = Window([], [], [])
     for split in splits:
         for rows in iterate_rows(run.split(split)):
             place = wanted.find(rows.keys)  # [rows], −1: falls to another part
@@ -253,6 +255,6 @@ def _windows(
                     window.texts_b.append(rows.texts_b[row])
                 if len(window.texts) == size:
                     yield window
-                    window = _Window([], [], [])
+                    window = Window([], [], [])
     if window.texts:
         yield window

@@ -1,0 +1,129 @@
+"""A linear model of word n-grams, which learns from gold labels in seconds: what a teacher has to
+beat (`reference.py`), and who teaches where none does (`teacher/linear.py`).
+
+Of Chinese, a word is a character here. A row that the model was fitted to would be answered as it
+was told; so each of train's rows is answered by a model of the others (`cross_fit`), and what these
+answers show of how sure the model may be sets the scale of all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bert_kd.errors import CacheError
+from bert_kd.logits.calibration import fit_temperature
+from bert_kd.logits.shard import Logits
+from bert_kd.store import fingerprint
+
+if TYPE_CHECKING:
+    from bert_kd.data.prepare import Prepared
+
+Ints = npt.NDArray[np.int64]
+
+UNIT = r"[㐀-䶿一-鿿]|[^\W㐀-䶿一-鿿]+"
+"""A Chinese character, or a run of other letters and digits."""
+MOST_CHARACTERS = 2000
+"""Of a text that it reads."""
+MOST_FEATURES = 200_000
+INVERSE_PENALTY = 0.3
+FORMAT = 1
+"""Changes whenever the same rows would be answered otherwise."""
+FOLDS = 5
+"""Parts of train; each is answered by a model of the others."""
+
+
+@dataclass(frozen=True)
+class LinearModel:
+    """The model fitted to all rows. Make one with `fit` or `cross_fit`."""
+
+    vectorizer: Any
+    classifier: Any
+    classes: int
+    temperature: float = 1.0
+
+    def logits(self, texts: Sequence[str]) -> Logits:
+        """Return logits [texts, classes]: its scores divided by the temperature."""
+        found = _scores(self.classifier, self.vectorizer.transform(texts), self.classes)
+        return np.asarray(found / self.temperature, dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class CrossFitted:
+    """The model of all rows, and what models of the others answer to each row."""
+
+    model: LinearModel
+    logits: Logits  # [rows, classes]
+    accuracy: float
+    """Of these answers."""
+
+
+def identify(prepared: Prepared) -> str:
+    """Return the fingerprint of the model that is cross-fitted to a run's train split."""
+    return "linear-" + fingerprint(prepared.fingerprints["train"], prepared.labels, FORMAT)
+
+
+def read_as(texts: Sequence[str], texts_b: Sequence[str] | None) -> list[str]:
+    """Return what the model reads of texts or pairs: a pair as one text."""
+    if texts_b is None:
+        return [text[:MOST_CHARACTERS] for text in texts]
+    return [
+        f"{first[:MOST_CHARACTERS]}\n{second[:MOST_CHARACTERS]}"
+        for first, second in zip(texts, texts_b, strict=True)
+    ]
+
+
+def fit(texts: Sequence[str], labels: Ints, classes: int) -> LinearModel | None:
+    """Return the model of these texts; None where they hold no words, or fewer than two classes."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.svm import LinearSVC
+
+    if len(np.unique(labels)) < 2:
+        return None
+    vectorizer = TfidfVectorizer(
+        token_pattern=UNIT, ngram_range=(1, 2), max_features=MOST_FEATURES, sublinear_tf=True
+    )
+    try:
+        learned = vectorizer.fit_transform(texts)
+    except ValueError:  # an empty vocabulary
+        return None
+    classifier = LinearSVC(C=INVERSE_PENALTY, random_state=0).fit(learned, labels)
+    return LinearModel(vectorizer, classifier, classes)
+
+
+def cross_fit(texts: Sequence[str], labels: Ints, folds: Ints, classes: int) -> CrossFitted | None:
+    """Return the model of these texts with answers to each of them by models of the other `folds`
+    [rows], from 0 to `FOLDS` − 1: equal texts belong in one. None as in `fit`, and where these
+    answers are no better than chance.
+    """
+    model = fit(texts, labels, classes)
+    if model is None:
+        return None
+    # A row that nobody could answer has 0 throughout, which says nothing.
+    answers = np.zeros((len(labels), classes), dtype=np.float32)
+    for fold in range(FOLDS):
+        asked, others = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
+        apart = fit([texts[row] for row in others], labels[others], classes)
+        if len(asked) and apart is not None:
+            answers[asked] = apart.logits([texts[row] for row in asked])
+    try:
+        temperature = fit_temperature(answers, labels, "linear model").temperature
+    except CacheError:  # no temperature makes them better than the same answer to all
+        return None
+    right = float((answers.argmax(axis=1) == labels).mean())
+    scaled = replace(model, temperature=temperature)
+    return CrossFitted(scaled, answers / np.float32(temperature), right)
+
+
+def _scores(classifier: Any, asked: Any, classes: int) -> npt.NDArray[np.float64]:
+    """Return scores [rows, classes]; a class that it never saw is one below a row's lowest."""
+    margins = classifier.decision_function(asked)
+    if margins.ndim == 1:  # of two classes, how far on the side of the second
+        margins = np.stack([-margins, margins], axis=1) / 2
+    found = np.repeat(margins.min(axis=1, keepdims=True) - 1, classes, axis=1)
+    found[:, classifier.classes_] = margins
+    return np.asarray(found, dtype=np.float64)
