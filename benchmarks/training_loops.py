@@ -123,7 +123,7 @@ class Loop:
 
     def _batches(self, epoch: int) -> list[list[int]]:
         shuffled = np.random.default_rng([self.seed, epoch])
-        size = self.config.training.batch_size
+        size = self.config.training.batch_over(len(self.examples))
         if self.parts.buckets:
             found = bucketed_batches(self.examples.lengths, size, shuffled)
             return [rows.tolist() for rows in found]
@@ -220,7 +220,7 @@ def train_ordinarily(loop: Loop, validation: Examples, epochs: int) -> float:
     epoch's weights in the model, as the package does, and return the seconds it took.
     """
     settings = loop.config.training
-    steps = math.ceil(len(loop.examples) / settings.batch_size)
+    steps = math.ceil(len(loop.examples) / settings.batch_over(len(loop.examples)))
     rate = learning_rates(settings, epochs * steps)
     rates = map(rate, range(epochs * steps))
     best, kept, seconds = (-1.0, 0.0), deepcopy(loop.model.state_dict()), 0.0

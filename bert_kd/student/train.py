@@ -108,7 +108,8 @@ def train(
     torch.manual_seed(seed)
     objective = DistillationLoss(config.loss, model.shape.pooled, teacher_size)
     model.embedding.weight.requires_grad_(not config.embedding.freeze)
-    batches_per_epoch = math.ceil(len(examples) / settings.batch_size)
+    batch_size = settings.batch_over(len(examples))
+    batches_per_epoch = math.ceil(len(examples) / batch_size)
     epochs = settings.epochs_over(len(examples))
     rate = learning_rates(settings, epochs * batches_per_epoch)
     model, objective = accelerator.prepare(model, objective)
@@ -127,12 +128,12 @@ def train(
     lengths = examples.lengths
     started, last_saved = time.monotonic() - state.seconds, time.monotonic()
     total = epochs * len(examples)
-    done = state.epoch * len(examples) + state.step * settings.batch_size
+    done = state.epoch * len(examples) + state.step * batch_size
     with progress(name, total, "examples", done=done) as advance:
         while state.epoch < epochs and not _out_of_patience(state, settings):
             model.train()
             shuffled = np.random.default_rng([seed, state.epoch])
-            batches = bucketed_batches(lengths, settings.batch_size, shuffled)
+            batches = bucketed_batches(lengths, batch_size, shuffled)
             for rows in batches[state.step :]:
                 done_steps = state.epoch * len(batches) + state.step
                 _begin(optimizers, rate(done_steps))
