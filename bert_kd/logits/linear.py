@@ -106,9 +106,10 @@ def cross_fit(texts: Sequence[str], labels: Ints, folds: Ints, classes: int) -> 
     # A row that nobody could answer has 0 throughout, which says nothing.
     answers = np.zeros((len(labels), classes), dtype=np.float32)
     for fold in range(FOLDS):
-        asked, others = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
+        asked = np.flatnonzero(folds == fold).tolist()
+        others = np.flatnonzero(folds != fold).tolist()
         apart = fit([texts[row] for row in others], labels[others], classes)
-        if len(asked) and apart is not None:
+        if asked and apart is not None:
             answers[asked] = apart.logits([texts[row] for row in asked])
     try:
         temperature = fit_temperature(answers, labels, "linear model").temperature
