@@ -209,7 +209,10 @@ class TeacherConfig(Section):
     """Stop after this many evaluations without a better metric; 0: never."""
     evaluations_per_epoch: Count = 1
     """How often the metric is measured and a checkpoint written."""
-    bf16: bool = False
+    bf16: bool | Literal["auto"] = "auto"
+    """Whether matrix products are in bf16 while it trains (the weights stay in fp32); `auto`: on a
+    GPU or CPU that computes in it.
+    """
     seed: Seed = 17
     ensemble: Count = 1
     """This many teachers, of the seeds `seed`, `seed + 1`, …; students learn from their mean
@@ -271,7 +274,10 @@ class TeacherSource(Section):
 class LogitsConfig(Section):
     """The logit cache (stage 03) and how several teachers are read from theirs."""
 
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of the teacher's matrix products; what bf16 changes is measured on a sample, and said.
+    `auto`: bf16 on a GPU or CPU that computes in it, else fp32.
+    """
     rows_per_shard: Annotated[int, Field(ge=1)] = 8192
     """Rows a shard: what a killed writer loses at most."""
     tokens_per_batch: Annotated[int, Field(ge=16)] = 2048

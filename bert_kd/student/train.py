@@ -29,6 +29,7 @@ from torch import Tensor
 from bert_kd.config import StudentConfig, TrainingConfig
 from bert_kd.data.batches import Ints, Tokens, bucketed_batches, sorted_batches
 from bert_kd.errors import StudentError
+from bert_kd.hardware import computes_bf16
 from bert_kd.progress import progress, say
 from bert_kd.store import to_json, write_json, write_text, writing
 from bert_kd.student.losses import NO_LABEL, DistillationLoss
@@ -281,12 +282,7 @@ def _precision(asked: str) -> str:
     """Return accelerate's word for the precision; `auto` is bf16 where hardware computes in it."""
     if asked != "auto":
         return "no" if asked == "fp32" else asked
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported() else "no"
-    # Elsewhere a CPU would only emulate it, slower than fp32. Older torch does not tell.
-    tell: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)
-    found = tell()
-    return "bf16" if found.get("avx512_bf16") or found.get("amx_bf16") else "no"
+    return "bf16" if computes_bf16() else "no"
 
 
 def _optimizers(

@@ -22,6 +22,7 @@ from bert_kd.data.keys import KEY_DTYPE, Keys
 from bert_kd.data.prepare import Prepared
 from bert_kd.data.rows import iterate_rows
 from bert_kd.errors import CacheError, StageError
+from bert_kd.hardware import precision_of
 from bert_kd.logits.cache import LogitCache, Manifest
 from bert_kd.logits.index import KeyIndex, index_keys
 from bert_kd.logits.manifest import read_manifest
@@ -102,7 +103,8 @@ def fill_cache(
     started = time.monotonic()
     card = read_card(home)
     _check(card, prepared, home)
-    fingerprint = fingerprint_teacher(home, config.precision)
+    precision = precision_of(config.precision)
+    fingerprint = fingerprint_teacher(home, precision)
     folder = run.cache(fingerprint)
     asked = [name for name in splits if name in prepared.rows]
     wanted = distinct_keys(run, asked, part)
@@ -123,10 +125,10 @@ def fill_cache(
 
         teacher = open_teacher(home)
         if cache is None:
-            manifest = _new_manifest(run, home, teacher, fingerprint, config, asked)
+            manifest = _new_manifest(run, home, teacher, fingerprint, config, precision, asked)
             cache = LogitCache.create(folder, manifest)
         features = cache.manifest.feature_size is not None
-        answering = Answering(teacher, config.precision, config.tokens_per_batch, features)
+        answering = Answering(teacher, precision, config.tokens_per_batch, features)
         done = len(wanted) - missing
         with progress("asking the teacher", len(wanted), "rows", done=done) as advance:
             for window in windows(run, asked, wanted, is_open, config.rows_per_shard):
@@ -139,7 +141,7 @@ def fill_cache(
         from bert_kd.teacher.model import open_teacher
         from bert_kd.teacher.words import word_vectors
 
-        vectors = word_vectors(teacher or open_teacher(home), config.precision)
+        vectors = word_vectors(teacher or open_teacher(home), precision)
         write_word_vectors(folder, vectors)
 
     filled = Filled(
@@ -188,13 +190,14 @@ def _new_manifest(
     teacher: Teacher,
     fingerprint: str,
     config: LogitsConfig,
+    precision: str,
     splits: list[str],
 ) -> Manifest:
     facts: dict[str, Any] = {
         "model": read_json(home / CARD)["base"],
         "max_length": teacher.max_length,
     }
-    if config.precision == "bf16":
+    if precision == "bf16":
         from bert_kd.teacher.answer import measure_bf16
 
         sample = next(iterate_rows(run.split(splits[0]), SAMPLE))
@@ -207,7 +210,7 @@ def _new_manifest(
     return Manifest(
         teacher=fingerprint,
         labels=teacher.labels,
-        precision=config.precision,
+        precision=precision,
         feature_size=int(teacher.model.config.hidden_size) if config.features else None,
         facts=facts,
     )

@@ -24,6 +24,7 @@ from bert_kd.config import TeacherConfig
 from bert_kd.data.prepare import Prepared
 from bert_kd.data.rows import iterate_rows
 from bert_kd.errors import TeacherError
+from bert_kd.hardware import computes_bf16
 from bert_kd.progress import clock, progress, say
 from bert_kd.store import RunFolder, fingerprint, fingerprint_files
 from bert_kd.teacher.card import Card
@@ -60,6 +61,8 @@ def finetune(
     folder = folder or run.teacher
     if not config.fine_tune:
         return _take_in(config, folder, prepared)
+    bf16 = computes_bf16() if config.bf16 == "auto" else config.bf16
+    config = config.model_copy(update={"bf16": bf16})
     started = time.monotonic()
     teacher = load_base(config, prepared.labels)
     trainable = freeze(teacher.model, config.unfreeze.last_layers)
@@ -84,7 +87,7 @@ def finetune(
                 Padding.of(teacher.tokenizer),
                 run.prefix_of(folder),
                 _fingerprint(config, prepared),
-                bf16=config.bf16,
+                bf16=bf16,
             )
             examples = replace(examples, states=found["train"])
             validation = replace(validation, states=found["validation"])

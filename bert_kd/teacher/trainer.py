@@ -351,7 +351,7 @@ def make_trainer(
             weight_decay=config.weight_decay,
             warmup_steps=math.ceil(config.warmup * plan.steps),
             lr_scheduler_type=SCHEDULES[config.schedule],
-            bf16=config.bf16,
+            bf16=bool(config.bf16),
             use_cpu=not torch.cuda.is_available(),
             seed=config.seed,
             # `_Flow` says when, in equal parts of an epoch; so the Trainer must not.

@@ -10,7 +10,6 @@ from pathlib import Path
 import small_teachers
 import torch
 
-from bert_kd.config import LogitsConfig
 from bert_kd.store import RunFolder
 from bert_kd.teacher import answer, fill, finetune, trainer
 
@@ -38,4 +37,4 @@ if __name__ == "__main__":
         finetune.finetune(small_teachers.resumable(Path(base)), run, prepared)
     else:
         answer.Answering.__call__ = die_after(int(after), answer.Answering.__call__)
-        fill.fill_cache(run, prepared, LogitsConfig(rows_per_shard=16), run.teacher)
+        fill.fill_cache(run, prepared, small_teachers.exact(rows_per_shard=16), run.teacher)

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordPiece
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from bert_kd.config import TeacherConfig, UnfreezeConfig
+from bert_kd.config import LogitsConfig, TeacherConfig, UnfreezeConfig
 from bert_kd.data.keys import row_keys
 from bert_kd.data.prepare import Prepared
 from bert_kd.data.rows import Rows, write_rows
@@ -42,6 +42,11 @@ def small_tokenizer() -> PreTrainedTokenizerFast:
         mask_token="[MASK]",
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
     )
+
+
+def exact(**settings: int) -> LogitsConfig:
+    """Return how logits are cached where they must not vary with the machine."""
+    return LogitsConfig(precision="fp32", **settings)
 
 
 def small_config(layers: int = 1) -> BertConfig:

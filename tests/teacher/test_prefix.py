@@ -19,7 +19,7 @@ from bert_kd.teacher.parts import freeze
 from bert_kd.teacher.prefix import Prefix, States, cache_states
 from bert_kd.teacher.trainer import TeacherTrainer
 
-CACHED = {"cache_prefix": True, "last_layers": 1}
+CACHED = {"cache_prefix": True, "last_layers": 1, "bf16": False}
 
 
 @pytest.fixture

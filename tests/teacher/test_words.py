@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from small_teachers import GOOD, small_data
+from small_teachers import GOOD, exact, small_data
 
-from bert_kd.config import LogitsConfig
 from bert_kd.errors import CacheError
 from bert_kd.logits.cache import LogitCache
 from bert_kd.logits.word_vectors import WORDS, read_word_vectors
@@ -35,11 +34,11 @@ def test_each_entry_goes_through_the_model_alone(trained, run):
 
 
 def test_they_are_cached_once_beside_the_logits(run, prepared, monkeypatch):
-    plain = fill_cache(run, prepared, LogitsConfig(), run.teacher)
+    plain = fill_cache(run, prepared, exact(), run.teacher)
     assert not (plain.folder / WORDS).exists()
     with pytest.raises(CacheError, match="run cache-logits again"):
         read_word_vectors(plain.folder)
-    filled = fill_cache(run, prepared, LogitsConfig(), run.teacher, words=True)
+    filled = fill_cache(run, prepared, exact(), run.teacher, words=True)
     assert filled.computed == 0 and read_word_vectors(filled.folder).any()
     assert LogitCache.open(filled.folder).missing(prepared_keys(run)).sum() == 0
 
@@ -47,7 +46,7 @@ def test_they_are_cached_once_beside_the_logits(run, prepared, monkeypatch):
         raise AssertionError("the teacher was asked again")
 
     monkeypatch.setattr(model, "open_teacher", refuse)
-    fill_cache(run, prepared, LogitsConfig(), run.teacher, words=True)
+    fill_cache(run, prepared, exact(), run.teacher, words=True)
 
 
 def prepared_keys(run):
@@ -57,7 +56,7 @@ def prepared_keys(run):
 
 
 def test_damaged_ones_are_named(run, prepared):
-    folder = fill_cache(run, prepared, LogitsConfig(), run.teacher, words=True).folder
+    folder = fill_cache(run, prepared, exact(), run.teacher, words=True).folder
     path = folder / WORDS
     path.write_bytes(path.read_bytes()[:-7])
     with pytest.raises(CacheError, match="is damaged"):
