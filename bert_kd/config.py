@@ -471,7 +471,9 @@ class TrainingConfig(Section):
     kept; 0: none.
     """
     metric: Literal["accuracy", "macro_f1", "nll"] = "accuracy"
-    """Chooses the best epoch, on validation gold labels."""
+    """Chooses the epoch whose weights are kept, on validation gold labels: the latest that is as
+    good as the best, where a share of right answers is as good within a standard error.
+    """
     patience: Annotated[int, Field(ge=0)] = 0
     """Stop after this many epochs without a better metric; 0: never, so that the learning rate
     falls all the way.

@@ -20,7 +20,7 @@ from bert_kd.config import LossConfig, StudentConfig, TrainingConfig
 from bert_kd.errors import StudentError
 from bert_kd.student import train as train_module
 from bert_kd.student.model import BiLSTM, Shape
-from bert_kd.student.train import CHECKPOINT, Examples, evaluate, predict, train
+from bert_kd.student.train import CHECKPOINT, Examples, evaluate, is_as_good, predict, train
 
 Maker = Callable[..., Examples]
 
@@ -77,11 +77,44 @@ def test_history_and_metrics_are_those_of_the_kept_weights(tmp_path: Path, make_
     history = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert [row["epoch"] for row in history] == [1, 2, 3, 4]
-    best = max(history, key=lambda row: (row["validation_accuracy"], -row["validation_nll"]))
-    assert metrics["best_epoch"] == best["epoch"]
+    best = max(row["validation_accuracy"] for row in history)
+    good = [row for row in history if is_as_good(row["validation_accuracy"], best, "accuracy", 64)]
+    assert metrics["best_epoch"] == good[-1]["epoch"]
     measured = evaluate(model, make_examples(64, teacher=False, seed=1))
     assert measured["accuracy"] == metrics["validation_accuracy"]
     assert measured["nll"] == pytest.approx(metrics["validation_nll"], rel=1e-5)
+
+
+def test_the_latest_epoch_that_is_as_good_as_the_best_is_kept():
+    assert is_as_good(0.89, 0.90, "accuracy", 872)  # a standard error is 0.0102
+    assert not is_as_good(0.88, 0.90, "accuracy", 872)
+    assert not is_as_good(0.89, 0.90, "accuracy", 10_000)
+    assert is_as_good(0.5, 0.5, "macro_f1", 1) and is_as_good(1.0, 1.0, "accuracy", 50)
+    assert not is_as_good(0.999, 1.0, "accuracy", 50)
+    assert not is_as_good(-0.301, -0.3, "nll", 100)  # likelihood is no share
+
+
+def test_a_worse_last_epoch_is_not_kept(tmp_path: Path, make_examples: Maker, monkeypatch):
+    accuracies = iter([0.70, 0.90, 0.88, 0.60])
+
+    def measured(*_: object) -> dict[str, float]:
+        value = next(accuracies)
+        return {"accuracy": value, "macro_f1": value, "nll": 1.0}
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train_module, "evaluate", measured)
+        run(tmp_path, make_examples, configuration(epochs=4))
+    assert json.loads((tmp_path / "metrics.json").read_text())["best_epoch"] == 3
+
+
+def test_a_checkpoint_of_another_format_is_set_aside(tmp_path: Path, make_examples, monkeypatch):
+    monkeypatch.setattr(train_module, "FORMAT", 1)
+    monkeypatch.setattr(train_module, "write_json", lambda *_: None)
+    run(tmp_path, make_examples, configuration(epochs=1))
+    assert (tmp_path / CHECKPOINT).exists()
+    monkeypatch.undo()
+    run(tmp_path, make_examples, configuration(epochs=1))
+    assert (tmp_path / CHECKPOINT).with_suffix(".other").exists()
 
 
 def test_the_same_seed_gives_the_same_weights(tmp_path: Path, make_examples: Maker):
@@ -111,7 +144,8 @@ def test_patience_stops_early(tmp_path: Path, make_examples: Maker):
     config = configuration(epochs=50, patience=2, learning_rate=1e-9, warmup=0.0)
     run(tmp_path, make_examples, config)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert metrics["epochs"] - metrics["best_epoch"] == 2 and metrics["epochs"] < 50
+    assert metrics["epochs"] == 3  # nothing is learned: the first was the best
+    assert metrics["best_epoch"] == 3  # and the latest as good
 
 
 def test_a_run_that_had_stopped_early_is_not_gone_on_with(tmp_path: Path, make_examples: Maker):
