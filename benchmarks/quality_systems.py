@@ -292,7 +292,7 @@ def control_systems(
     prepared = load_prepared(run)
     fits = {controls.TFIDF: controls.tfidf}
     fits[controls.FASTTEXT] = controls.fasttext
-    if needs_teacher(config):
+    if needs_teacher(config) and not config.teacher.linear:
         fits[controls.STATIC] = lambda: controls.static(locate_model(config.teacher.model))
     found = []
     for name, make in fits.items():

@@ -98,7 +98,9 @@ def assess(
     for member in members:
         models.append(_student_model(config, run, member, students[member.name], splits, answers))
     doubts = {
-        str(student.facts["doubt"]) for student in students.values() if "doubt" in student.facts
+        str(student.facts["doubt"])
+        for student in students.values()
+        if "doubt" in student.facts and student.facts.get("distilled", True)
     }
     notes.extend(
         f"The teacher was not followed: {doubt}. Students learned from that linear model instead."

@@ -137,7 +137,8 @@ def train_teacher(
     """02: fine-tune the last layers of a BERT, write teacher/."""
     settings = load_config(config, overrides or ())
     facts = stages.train_teacher(settings, _wishes(["train-teacher"] if force else [], keep))
-    folders = RunFolder(settings.run).teachers(settings.teacher.ensemble)
+    linear, members = settings.teacher.linear, settings.teacher.ensemble
+    folders = () if linear else RunFolder(settings.run).teachers(members)
     print_result(facts, as_json, [f"teacher: {folder}" for folder in folders])
 
 

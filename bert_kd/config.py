@@ -153,6 +153,12 @@ class UnfreezeConfig(Section):
 
 
 LINEAR = "linear"
+"""Word for the linear model of n-grams; its caches are called `linear-…`."""
+
+
+def is_linear(cache: str) -> bool:
+    """Return whether a cache of this name holds a linear model's answers."""
+    return cache.startswith(f"{LINEAR}-")
 
 
 class TeacherConfig(Section):

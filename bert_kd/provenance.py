@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bert_kd.config import Config, LogitsConfig, StudentConfig, TeacherSource
+from bert_kd.config import Config, LogitsConfig, StudentConfig, TeacherSource, is_linear
 from bert_kd.errors import StageError
 from bert_kd.progress import say
 from bert_kd.store import RunFolder, Stamp, fingerprint, fingerprint_files
@@ -100,6 +100,8 @@ def cache_stamp(config: Config, run: RunFolder, teachers: Sequence[str]) -> Stam
     inputs = {}
     for folder, teacher in zip(run.teachers(len(teachers)), teachers, strict=True):
         inputs[folder.name] = teacher
+        if is_linear(teacher):
+            continue
         weights = fingerprint_files(sorted(folder.glob("*.safetensors")))
         inputs[folder.name.replace("teacher", "weights")] = weights
     return Stamp(
@@ -146,6 +148,9 @@ def student_stamp(
     telling = {key: value for key, value in alone.items() if key not in ("name", "twin")}
     if not student.model.word_dropout:  # so that students of a time before it still stand
         telling["model"] = {k: v for k, v in telling["model"].items() if k != "word_dropout"}
+    telling["training"] = telling["training"] | {
+        "batch_size": student.training.batch_over(_learned_rows(member, prepared, sources))
+    }
     if member.twin:  # what a twin is depends neither on the soft loss nor on unlabelled rows
         del telling["rows"]
         telling["loss"] = {"label_smoothing": student.loss.label_smoothing}
@@ -155,7 +160,7 @@ def student_stamp(
     unlabelled = prepared.fingerprints if sources else {}
     inputs["transfer"] = unlabelled.get("transfer", "none")
     inputs["views"] = unlabelled.get("views", "none")
-    if student.vocabulary.kind in ("auto", "wordpiece"):
+    if student.vocabulary.kind in ("auto", "wordpiece") and not config.teacher.linear:
         inputs["vocabulary"] = _fingerprint_teacher_files(run, "tokenizer.json")
     if student.embedding.start == "words" and not member.twin:
         inputs["vectors"] = identify_cache(sources[0], run)
@@ -183,6 +188,16 @@ def student_stamp(
     )
 
 
+def _learned_rows(member: Member, prepared: Prepared, sources: Sequence[TeacherSource]) -> int:
+    """Return how many rows a student or twin learns from, as its batches go by it."""
+    student, rows = member.config, prepared.rows
+    if member.twin or not (sources and student.loss.distils):
+        return rows["train"]
+    others = rows.get("transfer", 0) + rows.get("views", 0)
+    most = student.rows.maximum
+    return rows["train"] + (others if most is None else min(others, most))
+
+
 def teacher_sources(config: Config, run: RunFolder, wishes: Wishes) -> tuple[TeacherSource, ...]:
     """Return the caches to learn from: those configured, else this run's own, which must be of its
     present teachers; none where no student needs a teacher.
@@ -203,6 +218,8 @@ def teacher_sources(config: Config, run: RunFolder, wishes: Wishes) -> tuple[Tea
         fitted = identify(load_prepared(run))
         if teachers != (fitted,):
             differences.append(f"teacher: wanted {fitted}, cached {', '.join(teachers)}")
+    elif any(is_linear(teacher) for teacher in teachers):
+        differences.append(f"teacher: wanted {config.teacher.model}, cached {', '.join(teachers)}")
     elif len(teachers) != config.teacher.ensemble:
         differences.append(f"teachers: wanted {config.teacher.ensemble}, cached {len(teachers)}")
     if differences and "cache-logits" not in wishes.keep:

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bert_kd.config import Config, StudentConfig, TeacherSource
+from bert_kd.errors import TeacherError
 from bert_kd.progress import clock, say
 from bert_kd.provenance import (
     NO_WISHES,
@@ -230,13 +232,16 @@ def cache_logits(
         filled = [fill_linear(run, prepared, config.logits.rows_per_shard, part)]
     else:
         splits: Sequence[str] = SPLITS
-        # Several writers have a share of validation each: none could tell.
-        if part == (1, 1) and config.logits.must_beat_linear:
-            asked = ask(("validation",))
-            sources = [TeacherSource(folder=one.folder) for one in asked]
+        first: list[Filled] = []
+        # Several writers have a share of validation each: none could tell. Nor is this teacher's
+        # doubt one of the panel that it is to join.
+        alone = part == (1, 1) and not config.logits.teachers
+        if alone and config.logits.must_beat_linear:
+            first = ask(("validation",))
+            sources = [TeacherSource(folder=one.folder) for one in first]
             if _doubt(config, run, prepared, sources) is not None:
                 splits = sorted({"validation", "test", *config.evaluate.splits})
-        filled = ask(splits)
+        filled = [one.after(before) for one, before in zip_longest(ask(splits), first)]
     cache_stamp(config, run, [one.folder.name for one in filled]).write(run.logits)
     return together(filled)
 
@@ -305,7 +310,8 @@ def _doubt(
     Whoever is due: a twin that is made later reads by its student's vocabulary.
     """
     followed = bool(sources) and any(student.loss.distils for student in config.students)
-    if not (followed and config.logits.must_beat_linear) or config.teacher.linear:
+    linear = config.teacher.linear and not config.logits.teachers
+    if not (followed and config.logits.must_beat_linear) or linear:
         return None
     from bert_kd.logits.panel import open_panel
     from bert_kd.logits.reference import find_doubt
@@ -316,11 +322,15 @@ def _doubt(
     doubt = find_doubt(panel, run.split("train"), run.split("validation"))
     if doubt is None:
         return None
+    try:
+        filled = fill_linear(run, prepared, config.logits.rows_per_shard)
+    except TeacherError:  # it was right by chance, or where validation repeats train
+        return None
     say(
         f"{doubt}: students follow the linear model instead. Give a teacher that knows such texts "
         "(teacher.model), or follow this one with logits.must_beat_linear = false"
     )
-    return Instead(doubt, fill_linear(run, prepared, config.logits.rows_per_shard).folder)
+    return Instead(doubt, filled.folder)
 
 
 # --- 05 ----------------------------------------------------------------------------------------

@@ -8,13 +8,16 @@ answers show of how sure the model may be sets the scale of all of them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
 
+from bert_kd.config import LINEAR
 from bert_kd.errors import CacheError
 from bert_kd.logits.calibration import fit_temperature
 from bert_kd.logits.shard import Logits
@@ -27,6 +30,7 @@ Ints = npt.NDArray[np.int64]
 
 UNIT = r"[㐀-䶿一-鿿]|[^\W㐀-䶿一-鿿]+"
 """A Chinese character, or a run of other letters and digits."""
+_UNIT, _MASK = re.compile(UNIT), re.compile(r"\[MASK\]|<mask>")
 MOST_CHARACTERS = 2000
 """Of a text that it reads."""
 MOST_FEATURES = 200_000
@@ -64,17 +68,28 @@ class CrossFitted:
 
 def identify(prepared: Prepared) -> str:
     """Return the fingerprint of the model that is cross-fitted to a run's train split."""
-    return "linear-" + fingerprint(prepared.fingerprints["train"], prepared.labels, FORMAT)
+    told = fingerprint(prepared.fingerprints["train"], prepared.labels, FORMAT)
+    return f"{LINEAR}-{told}"
 
 
 def read_as(texts: Sequence[str], texts_b: Sequence[str] | None) -> list[str]:
-    """Return what the model reads of texts or pairs: a pair as one text."""
+    """Return what the model reads of texts or pairs: their words in small letters, masked ones left
+    out; a pair as one text.
+    """
     if texts_b is None:
-        return [text[:MOST_CHARACTERS] for text in texts]
+        return [_words(text) for text in texts]
     return [
-        f"{first[:MOST_CHARACTERS]}\n{second[:MOST_CHARACTERS]}"
-        for first, second in zip(texts, texts_b, strict=True)
+        f"{_words(first)}\n{_words(second)}" for first, second in zip(texts, texts_b, strict=True)
     ]
+
+
+def folds_of(read: Sequence[str]) -> Ints:
+    """Return the fold of each text, as the model reads it: equal ones are in the same."""
+    return np.array([crc32(text.encode("utf-8", "replace")) % FOLDS for text in read], np.int64)
+
+
+def _words(text: str) -> str:
+    return " ".join(_UNIT.findall(_MASK.sub(" ", text[:MOST_CHARACTERS]).lower()))
 
 
 def fit(texts: Sequence[str], labels: Ints, classes: int) -> LinearModel | None:
@@ -95,29 +110,49 @@ def fit(texts: Sequence[str], labels: Ints, classes: int) -> LinearModel | None:
     return LinearModel(vectorizer, classifier, classes)
 
 
-def cross_fit(texts: Sequence[str], labels: Ints, folds: Ints, classes: int) -> CrossFitted | None:
-    """Return the model of these texts with answers to each of them by models of the other `folds`
-    [rows], from 0 to `FOLDS` − 1: equal texts belong in one. None as in `fit`, and where these
-    answers are no better than chance.
+def cross_fit(texts: Sequence[str], labels: Ints, classes: int) -> CrossFitted | None:
+    """Return the model of these texts, as `read_as` gives them, with answers to each of them by
+    models of the other folds. None as in `fit`, and where these answers are no better than chance.
     """
     model = fit(texts, labels, classes)
     if model is None:
         return None
+    folds = folds_of(texts)
     # A row that nobody could answer has 0 throughout, which says nothing.
     answers = np.zeros((len(labels), classes), dtype=np.float32)
+    answered = np.zeros(len(labels), dtype=np.bool_)
     for fold in range(FOLDS):
         asked = np.flatnonzero(folds == fold).tolist()
         others = np.flatnonzero(folds != fold).tolist()
         apart = fit([texts[row] for row in others], labels[others], classes)
         if asked and apart is not None:
             answers[asked] = apart.logits([texts[row] for row in asked])
-    try:
-        temperature = fit_temperature(answers, labels, "linear model").temperature
-    except CacheError:  # no temperature makes them better than the same answer to all
+            answered[asked] = True
+    temperature = _temperature(answers[answered], labels[answered])
+    if temperature is None:
         return None
-    right = float((answers.argmax(axis=1) == labels).mean())
+    right = float((answers[answered].argmax(axis=1) == labels[answered]).mean())
     scaled = replace(model, temperature=temperature)
     return CrossFitted(scaled, answers / np.float32(temperature), right)
+
+
+def _temperature(answers: Logits, labels: Ints) -> float | None:
+    """Return the temperature that fits the answers; None where none makes them better than the same
+    answer to all.
+
+    One more row is thought wrong, the middlemost by margin: where all are right, as with classes
+    that single words tell, the likeliest temperature is 0.
+    """
+    if not len(labels):
+        return None
+    ordered = np.sort(answers, axis=1)
+    middle = int(np.argsort(ordered[:, -1] - ordered[:, -2])[len(labels) // 2])
+    second = int(np.argsort(answers[middle])[-2])
+    more = np.concatenate([answers, answers[middle : middle + 1]])
+    try:
+        return fit_temperature(more, np.append(labels, second), "linear model").temperature
+    except CacheError:
+        return None
 
 
 def _scores(classifier: Any, asked: Any, classes: int) -> npt.NDArray[np.float64]:

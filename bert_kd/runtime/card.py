@@ -75,7 +75,7 @@ def model_card(bundle: Bundle, distilled: bool) -> str:
     sizes = {key: value for key, value in bundle.shape.items() if key not in untold}
     return _TEXT.format(
         name=bundle.name,
-        origin="distilled from a fine-tuned BERT by bert_kd"
+        origin="distilled from a teacher by bert_kd"
         if distilled
         else "trained on labelled texts by bert_kd, without a teacher",
         learned_from="the teacher and the labelled texts" if distilled else "the labelled texts",

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from bert_kd.config import LogitsConfig, LossConfig, StudentConfig, TeacherSource
+from bert_kd.config import LogitsConfig, LossConfig, StudentConfig, TeacherSource, is_linear
 from bert_kd.data.prepare import Prepared
 from bert_kd.errors import StudentError
 from bert_kd.logits.cache import Answers
@@ -88,7 +88,9 @@ def prepare_lesson(
     Raises CacheError where answers are missing or the gate is not passed, StudentError where the
     configuration does not fit the teacher.
     """
-    teacher = run.teacher if (run.teacher / "tokenizer.json").exists() else None
+    linear = any(is_linear(source.folder.name) for source in sources)
+    has_folder = not linear and (run.teacher / "tokenizer.json").exists()
+    teacher = run.teacher if has_folder else None
     base = run.base_of(run.teacher)
     _check(config, teacher)
     folders = [source.folder for source in sources]
@@ -107,7 +109,7 @@ def prepare_lesson(
     validation = encode_splits(tokenizer, [run.split("validation")])
     answers: Answers | None = None
     calibrations: tuple[Calibration, ...] = ()
-    if followed:
+    if followed and config.loss.distils:
         if instead is not None:
             config, logits = _follow_linear(config), _judged_already(logits)
         asked = sources if instead is None else (TeacherSource(folder=instead.cache),)
@@ -115,7 +117,8 @@ def prepare_lesson(
         calibrations = panel.calibrations
         for calibration in calibrations:
             say(f"{config.name}: {calibration.describe()}")
-        rows, answers = _taught(config, panel, rows)
+        who = "linear model" if linear or instead is not None else "teacher"
+        rows, answers = _taught(config, panel, rows, who)
     say(
         f"{config.name}: {len(rows):,} rows, {tokenizer.get_vocab_size():,} vocabulary entries "
         f"({model_type(tokenizer)}), {rows.cut:,} texts cut at {config.vocabulary.max_length} "
@@ -142,10 +145,14 @@ def _follow_linear(config: StudentConfig) -> StudentConfig:
     if not config.loss.feature_weight:
         return config
     say(f"{config.name}: a linear model has no features: loss.feature_weight counts for nothing")
-    soft = config.loss.soft_weight or config.loss.feature_weight
-    return config.model_copy(
-        update={"loss": config.loss.model_copy(update={"feature_weight": 0.0, "soft_weight": soft})}
-    )
+    loss = config.loss.model_copy(update={"feature_weight": 0.0})
+    if not loss.soft_weight:  # by the usual term: the one that is named was never asked for
+        loss = LossConfig(
+            hard_weight=loss.hard_weight,
+            soft_weight=config.loss.feature_weight,
+            label_smoothing=loss.label_smoothing,
+        )
+    return config.model_copy(update={"loss": loss})
 
 
 def _judged_already(logits: LogitsConfig) -> LogitsConfig:
@@ -155,8 +162,12 @@ def _judged_already(logits: LogitsConfig) -> LogitsConfig:
     return logits.model_copy(update={"calibrate": False, "minimum_gain": -1.0, "teachers": ()})
 
 
-def _taught(config: StudentConfig, panel: Panel, rows: Encoded) -> tuple[Encoded, Answers]:
-    """Return the rows that are learned, with the teachers' answers, which have passed the gate."""
+def _taught(
+    config: StudentConfig, panel: Panel, rows: Encoded, who: str
+) -> tuple[Encoded, Answers]:
+    """Return the rows that are learned, with the answers to them, which have passed the gate; `who`
+    gave them.
+    """
     answers = panel.answers(rows.keys, features=config.loss.feature_weight > 0)
     passed = gate(answers, panel.labels, rows.labels, panel.config.minimum_gain)
     chosen = choose_rows(config.rows, rows.keys, rows.labels, answers.logits)
@@ -168,7 +179,7 @@ def _taught(config: StudentConfig, panel: Panel, rows: Encoded) -> tuple[Encoded
         features = None if answers.features is None else answers.features[chosen]
         rows, answers = rows.take(chosen), Answers(answers.logits[chosen], features)
     say(
-        f"{config.name}: the teacher is right on {passed.accuracy:.1%} of {passed.labelled:,} gold "
+        f"{config.name}: the {who} is right on {passed.accuracy:.1%} of {passed.labelled:,} gold "
         f"labels (the majority class: {passed.majority:.1%})"
     )
     return rows, answers
@@ -259,7 +270,7 @@ def teach(
     )
     facts: dict[str, Any] = {"seed": seed, "twin": twin, "parameters": total}
     facts["distilled"] = config.loss.distils
-    if lesson.doubt is not None and not twin:
+    if lesson.doubt is not None and config.loss.distils:
         facts["doubt"] = lesson.doubt
     if lesson.calibrations and not twin:
         facts["calibrations"] = [asdict(calibration) for calibration in lesson.calibrations]

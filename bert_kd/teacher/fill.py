@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +57,19 @@ class Filled:
     seconds: float
     cut: int
     """Computed rows whose text was longer than the teacher's maximum length."""
+
+    def after(self, before: Filled | None) -> Filled:
+        """Return this pass and one over some of the same rows before it as one."""
+        if before is None:
+            return self
+        return replace(
+            self,
+            computed=before.computed + self.computed,
+            reused=self.reused - before.computed,
+            shards=before.shards + self.shards,
+            seconds=round(before.seconds + self.seconds, 3),
+            cut=before.cut + self.cut,
+        )
 
 
 def together(filled: Sequence[Filled]) -> Filled:

@@ -18,7 +18,7 @@ from bert_kd.data.rows import read_rows
 from bert_kd.errors import TeacherError
 from bert_kd.logits.cache import Answers, LogitCache, Manifest
 from bert_kd.logits.index import group_keys
-from bert_kd.logits.linear import FOLDS, cross_fit, identify, read_as
+from bert_kd.logits.linear import cross_fit, identify, read_as
 from bert_kd.progress import clock, progress, say
 from bert_kd.store import RunFolder
 from bert_kd.teacher.fill import SPLITS, Filled, Part, Window, distinct_keys, windows
@@ -71,8 +71,8 @@ def fill_linear(
 
 
 class _Answering:
-    """Answers windows of rows; one that the model was fitted to is answered by a model that was
-    not.
+    """Answers windows of rows: those of train by models that were not fitted to them, others,
+    views among them, by the model of all.
     """
 
     def __init__(self, run: RunFolder, prepared: Prepared) -> None:
@@ -82,9 +82,8 @@ class _Answering:
             learned = np.random.default_rng(0).choice(learned, MOST_ROWS, replace=False)
         rows = train.take(learned)
         self.index, self.first, _ = group_keys(rows.keys)
-        folds = (rows.keys["low"].astype(np.uint64) % np.uint64(FOLDS)).astype(np.int64)
         read = read_as(rows.texts, rows.texts_b)
-        fitted = cross_fit(read, rows.labels, folds, len(prepared.labels))
+        fitted = cross_fit(read, rows.labels, len(prepared.labels))
         if fitted is None:
             raise TeacherError(
                 f"the gold labels of train's {len(learned):,} rows teach a {ABOUT} nothing: name "

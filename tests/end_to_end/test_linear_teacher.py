@@ -5,6 +5,7 @@ not worth following.
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +126,25 @@ def test_what_it_cannot_give_is_refused_before_any_work(tmp_path: Path, override
         configured(tmp_path, override)
 
 
+def test_its_answers_are_not_taken_for_those_of_a_bert(
+    line: Config, tmp_path: Path, tiny_overrides: list[str]
+):
+    folder = tmp_path / "run"
+    shutil.copytree(line.run, folder)
+    overrides = [*tiny_overrides, f"run={folder}", "augment.views=3"]
+    bert = load_config(CONFIGS / "tiny.toml", overrides)
+    stages.prepare_data(bert)
+    stages.train_teacher(bert)
+    with pytest.raises(StageError, match="cached linear-.*run cache-logits again"):
+        teacher_sources(bert, RunFolder(folder), NO_WISHES)
+    # A BERT that is left in the folder changes nothing for students of the linear model.
+    stages.prepare_data(line.model_copy(update={"run": folder}))
+    stages.cache_logits(line.model_copy(update={"run": folder}))
+    assert teacher_sources(line, RunFolder(folder), NO_WISHES)
+    card = (folder / "bundles" / "base" / "README.md").read_text(encoding="utf-8")
+    assert "distilled from a teacher" in card and "BERT" not in card.split("##")[0]
+
+
 def test_labels_that_texts_do_not_tell_are_refused(tmp_path: Path):
     lines = ["text\tlabel", *(f"!{'?' * row}\t{'ab'[row % 2]}" for row in range(60))]
     for split in ("train", "validation", "test"):
@@ -150,6 +170,7 @@ def test_a_teacher_that_will_not_be_followed_is_not_asked_at_length(
     run = RunFolder(config.run)
     counts = {name: len(read_rows(run.split(name))) for name in ("train", "views")}
     assert filled.rows < counts["train"] and filled.folder.name != identify_of(run)
+    assert (filled.computed, filled.reused) == (filled.rows, 0)
     assert LogitCache.open(run.cache(identify_of(run))).stats().rows > sum(counts.values())
     # Followed after all, the rest is asked.
     followed = load_config(CONFIGS / "tiny.toml", overrides)

@@ -170,6 +170,14 @@ def test_a_teacher_that_knows_less_than_a_linear_model_is_not_followed(configure
     assert not any("n-grams" in note for note in stages.evaluate(followed).notes)
 
 
+def test_a_student_of_gold_labels_does_not_ask_how_good_a_teacher_is(configured, capsys):
+    config = configured(loss={"hard_weight": 1.0, "soft_weight": 0.0}, must_beat_linear=True)
+    logits = config.logits.model_copy(update={"minimum_gain": 0.999})
+    config = config.model_copy(update={"logits": logits})
+    assert stages.train_students(config)["base-seed17"]["examples"] == 120
+    assert "linear" not in capsys.readouterr().err
+
+
 def test_the_linear_model_has_no_pooled_states_to_learn(configured, capsys):
     loss = {"feature_weight": 1.0, "soft_weight": 0.0, "hard_weight": 0.0}
     config = configured(loss=loss, features=True, calibrate=True, must_beat_linear=True)
