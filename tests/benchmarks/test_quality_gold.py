@@ -1,4 +1,6 @@
-"""The accuracy benchmark of a configuration whose student learns from gold labels alone."""
+"""The accuracy benchmark of configurations without a BERT: a student of gold labels alone, and one
+of a linear model.
+"""
 
 from __future__ import annotations
 
@@ -53,6 +55,27 @@ def test_tables_do_without_a_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (head,) = [line for line in lines if line.startswith("| system")]
     assert "texts/s" in head and "teacher" not in head and "twin" not in head
     assert not (tmp_path / "run" / "teacher").exists()
+
+
+def test_a_linear_teacher_has_a_row_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(controls, "GRIDS", {controls.TFIDF: ({"characters": False, "C": 1.0},)})
+    monkeypatch.setattr(controls, "fasttext", _not_installed)
+    overrides = (
+        "teacher.model=linear",
+        "students.base.embedding.start=random",
+        "students.base.training.epochs=1",
+    )
+    run = tmp_path / "run"
+    found = quality.measure(
+        quality.Request(SUITE, "main", CONFIGS / "tiny.toml", None, run, 1, overrides)
+    )
+    systems = {system["name"]: system for system in found["config"]["systems"]}
+    assert list(systems) == ["teacher", "base", "base twin", controls.TFIDF]
+    assert systems["teacher"]["about"] == "linear model of n-grams"
+    values = {(row["system"], row["metric"]): row["value"] for row in found["rows"]}
+    assert values["teacher", "test.accuracy"] > 0.4  # eight classes
+    assert values["teacher", "texts_per_second"] > 0
+    assert ("base", "test.minus_teacher") in values
 
 
 def _not_installed() -> controls.Fit:
