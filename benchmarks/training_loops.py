@@ -28,7 +28,7 @@ from bert_kd.config import StudentConfig
 from bert_kd.data.batches import bucketed_batches
 from bert_kd.student.losses import DistillationLoss
 from bert_kd.student.model import BiLSTM, Output, Shape
-from bert_kd.student.train import Examples, evaluate, learning_rates, train
+from bert_kd.student.train import Examples, evaluate, is_as_good, learning_rates, train
 
 
 @dataclass(frozen=True)
@@ -216,19 +216,19 @@ def package_epoch(config: StudentConfig, shape: Shape, examples: Examples, seed:
 
 
 def train_ordinarily(loop: Loop, validation: Examples, epochs: int) -> float:
-    """Train by the ordinary loop for `epochs`, with the package's learning rates, leave the best
-    epoch's weights in the model, as the package does, and return the seconds it took.
+    """Train by the ordinary loop for `epochs`, with the package's learning rates, leave in the
+    model the weights of the epoch that the package would keep, and return the seconds it took.
     """
     settings = loop.config.training
     steps = math.ceil(len(loop.examples) / settings.batch_over(len(loop.examples)))
     rate = learning_rates(settings, epochs * steps)
     rates = map(rate, range(epochs * steps))
-    best, kept, seconds = (-1.0, 0.0), deepcopy(loop.model.state_dict()), 0.0
+    best, kept, seconds = 0.0, deepcopy(loop.model.state_dict()), 0.0
     for number in range(epochs):
         seconds += loop.epoch(number, rates)
-        measured = evaluate(loop.model, validation)
-        value = (measured["accuracy"], -measured["nll"])
-        if value > best:
-            best, kept = value, deepcopy(loop.model.state_dict())
+        accuracy = evaluate(loop.model, validation)["accuracy"]
+        best = max(best, accuracy)
+        if is_as_good(accuracy, best, "accuracy", len(validation)):
+            kept = deepcopy(loop.model.state_dict())
     loop.model.load_state_dict(kept)
     return seconds
