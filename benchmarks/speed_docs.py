@@ -330,7 +330,7 @@ def training(found: Json) -> Iterator[str]:
 def training_accuracy(found: Json) -> Iterator[str]:
     """Yield the lines of the section on accuracy."""
     rows, config = found["rows"], found["config"]
-    yield "### At equal accuracy"
+    yield "### Accuracy of both loops"
     yield ""
     yield (
         f"Gold labels of {config['set']}, {config['epochs']} epochs, {config['seeds']} seeds; "
