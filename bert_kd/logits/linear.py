@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bert_kd.config import LINEAR
+from bert_kd.data.rows import Rows
 from bert_kd.errors import CacheError
 from bert_kd.logits.calibration import fit_temperature
 from bert_kd.logits.shard import Logits
@@ -70,6 +71,16 @@ def identify(prepared: Prepared) -> str:
     """Return the fingerprint of the model that is cross-fitted to a run's train split."""
     told = fingerprint(prepared.fingerprints["train"], prepared.labels, FORMAT)
     return f"{LINEAR}-{told}"
+
+
+def labelled_rows(rows: Rows, most: int) -> Rows:
+    """Return the rows with a gold label; of more than `most` so many, drawn by chance, always the
+    same.
+    """
+    learned = np.flatnonzero(rows.labels >= 0)
+    if len(learned) > most:
+        learned = np.random.default_rng(0).choice(learned, most, replace=False)
+    return rows.take(learned)
 
 
 def read_as(texts: Sequence[str], texts_b: Sequence[str] | None) -> list[str]:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from bert_kd.data.rows import Rows, read_rows
 from bert_kd.errors import CacheError
-from bert_kd.logits.linear import fit, read_as
+from bert_kd.logits.linear import fit, labelled_rows, read_as
 from bert_kd.logits.panel import Panel
 
 MOST_ROWS = 20_000
@@ -74,13 +74,10 @@ def compare_with_linear(
     """Fit the linear model to train's gold labels and compare; `answers` are the teacher's logits
     [rows, classes] to validation. None where gold labels are too few to tell.
     """
-    learned = np.flatnonzero(train.labels >= 0)
     asked = np.flatnonzero(validation.labels >= 0)
-    if not len(asked) or len(np.unique(train.labels[learned])) < 2:
+    mine, theirs = labelled_rows(train, MOST_ROWS), validation.take(asked)
+    if not len(asked) or len(np.unique(mine.labels)) < 2:
         return None
-    if len(learned) > MOST_ROWS:
-        learned = np.random.default_rng(0).choice(learned, MOST_ROWS, replace=False)
-    mine, theirs = train.take(learned), validation.take(asked)
     classes = max(answers.shape[1], int(mine.labels.max()) + 1)
     model = fit(read_as(mine.texts, mine.texts_b), mine.labels, classes)
     if model is None:

@@ -167,7 +167,7 @@ def _judged_already(logits: LogitsConfig) -> LogitsConfig:
     """Return how the linear model's answers are read: it is calibrated, and better than a teacher
     that may have passed the gate.
     """
-    return logits.model_copy(update={"calibrate": False, "minimum_gain": -1.0, "teachers": ()})
+    return logits.model_copy(update={"calibrate": False, "minimum_gain": -1.0})
 
 
 def _taught(

@@ -72,6 +72,21 @@ class Filled:
         )
 
 
+def finished(
+    name: str, folder: Path, rows: int, computed: int, shards: int, started: float, cut: int = 0
+) -> Filled:
+    """Return a pass that began at the monotonic time `started`, and say how it went; `name` is what
+    the cache is called there.
+    """
+    seconds = round(time.monotonic() - started, 3)
+    filled = Filled(rows, computed, rows - computed, shards, folder, seconds, cut)
+    say(
+        f"logit cache {name}: {filled.rows:,} distinct rows, {filled.computed:,} computed "
+        f"({filled.shards} shards), {filled.reused:,} reused; took {clock(filled.seconds)}"
+    )
+    return filled
+
+
 def together(filled: Sequence[Filled]) -> Filled:
     """Return the passes of an ensemble's teachers as one: a row counts once for each teacher."""
     if len(filled) == 1:
@@ -157,19 +172,7 @@ def fill_cache(
         vectors = word_vectors(teacher or open_teacher(home), precision)
         write_word_vectors(folder, vectors)
 
-    filled = Filled(
-        rows=len(wanted),
-        computed=missing,
-        reused=len(wanted) - missing,
-        shards=shards,
-        folder=folder,
-        seconds=round(time.monotonic() - started, 3),
-        cut=cut,
-    )
-    say(
-        f"logit cache {folder}: {filled.rows:,} distinct rows, {filled.computed:,} computed "
-        f"({filled.shards} shards), {filled.reused:,} reused; took {clock(filled.seconds)}"
-    )
+    filled = finished(str(folder), folder, len(wanted), missing, shards, started, cut)
     if cut:
         say(
             f"{cut:,} texts are longer than the teacher's {card.max_length} wordpieces and were cut"

@@ -18,10 +18,10 @@ from bert_kd.data.rows import read_rows
 from bert_kd.errors import TeacherError
 from bert_kd.logits.cache import Answers, LogitCache, Manifest
 from bert_kd.logits.index import group_keys
-from bert_kd.logits.linear import cross_fit, identify, read_as
-from bert_kd.progress import clock, progress, say
+from bert_kd.logits.linear import cross_fit, identify, labelled_rows, read_as
+from bert_kd.progress import progress, say
 from bert_kd.store import RunFolder
-from bert_kd.teacher.fill import SPLITS, Filled, Part, Window, distinct_keys, windows
+from bert_kd.teacher.fill import SPLITS, Filled, Part, Window, distinct_keys, finished, windows
 
 MOST_ROWS = 200_000
 """Of train that the model is fitted to, drawn by chance, always the same."""
@@ -53,21 +53,7 @@ def fill_linear(
                 cache.append(np.concatenate(window.keys), answers.logits)
                 advance(len(window.texts))
                 shards += 1
-    filled = Filled(
-        rows=len(wanted),
-        computed=missing,
-        reused=len(wanted) - missing,
-        shards=shards,
-        folder=folder,
-        seconds=round(time.monotonic() - started, 3),
-        cut=0,
-    )
-    say(
-        f"logit cache {folder} ({ABOUT}): {filled.rows:,} distinct rows, {filled.computed:,} "
-        f"computed ({filled.shards} shards), {filled.reused:,} reused; took "
-        f"{clock(filled.seconds)}"
-    )
-    return filled
+    return finished(f"{folder} ({ABOUT})", folder, len(wanted), missing, shards, started)
 
 
 class _Answering:
@@ -76,23 +62,19 @@ class _Answering:
     """
 
     def __init__(self, run: RunFolder, prepared: Prepared) -> None:
-        train = read_rows(run.split("train"))
-        learned = np.flatnonzero(train.labels >= 0)
-        if len(learned) > MOST_ROWS:
-            learned = np.random.default_rng(0).choice(learned, MOST_ROWS, replace=False)
-        rows = train.take(learned)
+        rows = labelled_rows(read_rows(run.split("train")), MOST_ROWS)
         self.index, self.first, _ = group_keys(rows.keys)
         read = read_as(rows.texts, rows.texts_b)
         fitted = cross_fit(read, rows.labels, len(prepared.labels))
         if fitted is None:
             raise TeacherError(
-                f"the gold labels of train's {len(learned):,} rows teach a {ABOUT} nothing: name "
+                f"the gold labels of train's {len(rows):,} rows teach a {ABOUT} nothing: name "
                 "another teacher.model, or let students learn from gold labels alone "
                 "(loss.soft_weight = 0)"
             )
         self.fitted = fitted
         say(
-            f"{ABOUT}: right on {fitted.accuracy:.1%} of train's {len(learned):,} rows, each "
+            f"{ABOUT}: right on {fitted.accuracy:.1%} of train's {len(rows):,} rows, each "
             "answered by a model of others"
         )
 
