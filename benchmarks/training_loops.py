@@ -28,6 +28,7 @@ from bert_kd.config import StudentConfig
 from bert_kd.data.batches import bucketed_batches
 from bert_kd.student.losses import DistillationLoss
 from bert_kd.student.model import BiLSTM, Output, Shape
+from bert_kd.student.optimizer import DeferredAdamW
 from bert_kd.student.train import Examples, evaluate, is_as_good, learning_rates, train
 
 
@@ -118,7 +119,7 @@ class Loop:
             torch.optim.AdamW(dense, **rates, fused=True if self.parts.fused else None)
         ]
         if self.parts.sparse:
-            found.append(torch.optim.SparseAdam([table], lr=settings.learning_rate))
+            found.append(DeferredAdamW(table, **rates))
         return found
 
     def _batches(self, epoch: int) -> list[list[int]]:
@@ -156,6 +157,8 @@ class Loop:
             for optimizer in self.optimizers:
                 optimizer.zero_grad()
                 optimizer.param_groups[0]["lr"] = rate
+            if self.parts.sparse:
+                self.optimizers[1].catch_up(ids.to(self.device))
             kind = self.device.type
             autocast = torch.autocast(kind, torch.bfloat16) if self.parts.bf16 else nullcontext()
             with autocast:

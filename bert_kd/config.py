@@ -467,6 +467,10 @@ class TrainingConfig(Section):
     batch_size: Count | Literal["auto"] = "auto"
     """`auto`: 32; of over 150,000 rows 64, which takes a quarter less time an example."""
     learning_rate: Positive = 1e-3
+    embedding_rate: Positive | Literal["auto"] = "auto"
+    """Learning rate of the embedding, in that of the other weights; `auto`: 1 from a random start,
+    0.3 from vectors that know words already.
+    """
     weight_decay: NotNegative = 0.01
     warmup: Fraction = 0.05
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -496,6 +500,14 @@ class TrainingConfig(Section):
         if self.batch_size != "auto":
             return self.batch_size
         return 64 if rows > 150_000 else 32
+
+    def embedding_rate_from(self, *, given: bool) -> float:
+        """Return the embedding's learning rate in that of the rest; `given`: it does not start at
+        random.
+        """
+        if self.embedding_rate != "auto":
+            return self.embedding_rate
+        return 0.3 if given else 1.0
 
     def epochs_over(self, rows: int, *, gold: bool = False, twin: bool = False) -> int:
         """Return the epochs of a student that learns from so many rows; `gold`: from gold labels

@@ -123,15 +123,21 @@ def cached_folders(run: RunFolder) -> list[Path]:
     return [] if stamp is None else [run.cache(teacher) for teacher in _cached_teachers(stamp)]
 
 
-def _telling_logits(logits: LogitsConfig, member: Member) -> dict[str, bool]:
-    """Return what a student or twin depends on of how teachers' answers are read. Left out is what
-    is at its default, so that students of a time before such a setting still stand.
+RECIPE = 2
+"""Of the training of students: counted up when the same settings come to train other weights."""
+
+
+def _telling_logits(logits: LogitsConfig, member: Member) -> dict[str, Any]:
+    """Return what a student or twin depends on of how teachers' answers are read: a twin, too,
+    starts otherwise where the teacher is doubted.
     """
-    found = {}
-    if logits.calibrate and not member.twin:
-        found["calibrate"] = True
-    if not logits.must_beat_linear:
-        found["must_beat_linear"] = False
+    found: dict[str, Any] = {"must_beat_linear": False}
+    if logits.must_beat_linear:
+        from bert_kd.logits.linear import FORMAT
+
+        found["must_beat_linear"] = FORMAT  # of the model that it is to beat
+    if not member.twin:
+        found["calibrate"] = logits.calibrate
     return found
 
 
@@ -145,9 +151,8 @@ def student_stamp(
     """Return the stamp of one student or twin: its settings and all that it learns from."""
     student = member.config
     alone = student.model_copy(update={"seeds": (member.seed,)}).model_dump(mode="json")
-    telling = {key: value for key, value in alone.items() if key not in ("name", "twin")}
-    if not student.model.word_dropout:  # so that students of a time before it still stand
-        telling["model"] = {k: v for k, v in telling["model"].items() if k != "word_dropout"}
+    telling: dict[str, Any] = {"recipe": RECIPE}
+    telling |= {key: value for key, value in alone.items() if key not in ("name", "twin")}
     telling["training"] = telling["training"] | {
         "batch_size": student.training.batch_over(_learned_rows(member, prepared, sources))
     }
@@ -177,8 +182,8 @@ def student_stamp(
             [(identify_cache(source, run), source.weight) for source in sources],
             config.logits.combine,
         )
-    if sources and (reading := _telling_logits(config.logits, member)):
-        telling["logits"] = reading
+    if sources:
+        telling["logits"] = _telling_logits(config.logits, member)
     return Stamp(
         "train-students",
         sections_of(config, "data", "teacher", "logits")

@@ -233,9 +233,14 @@ def teach(
     config = lesson.config
     examples = _examples(lesson, twin)
     gold = examples.logits is None
-    epochs = config.training.epochs_over(len(examples), gold=gold, twin=twin)
-    training = config.training.model_copy(update={"epochs": epochs})
-    config = config.model_copy(update={"training": training})
+    start = _start(lesson, name, seed, twin)
+    resolved = {
+        "epochs": config.training.epochs_over(len(examples), gold=gold, twin=twin),
+        "embedding_rate": config.training.embedding_rate_from(
+            given=start is not None or config.start_from is not None
+        ),
+    }
+    config = config.model_copy(update={"training": config.training.model_copy(update=resolved)})
     if gold and config.loss.distils:
         loss = LossConfig(
             hard_weight=1.0, soft_weight=0.0, label_smoothing=config.loss.label_smoothing
@@ -257,7 +262,6 @@ def teach(
     )
     torch.manual_seed(seed)
     model = BiLSTM(shape)
-    start = _start(lesson, name, seed, twin)
     if start is not None:
         model.embedding.weight.data.copy_(torch.from_numpy(start.vectors))
     if config.start_from is not None:

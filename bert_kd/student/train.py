@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -34,9 +35,10 @@ from bert_kd.progress import progress, say
 from bert_kd.store import to_json, write_json, write_text, writing
 from bert_kd.student.losses import NO_LABEL, DistillationLoss
 from bert_kd.student.model import BiLSTM
+from bert_kd.student.optimizer import DeferredAdamW
 
 CHECKPOINT, HISTORY, METRICS = "checkpoint.safetensors", "history.jsonl", "metrics.json"
-FORMAT = 2
+FORMAT = 3
 """Of checkpoints."""
 EVALUATION_TOKENS = 16_384
 FOLLOW_STEPS = 8
@@ -115,6 +117,7 @@ def train(
     batches_per_epoch = math.ceil(len(examples) / batch_size)
     epochs = settings.epochs_over(len(examples))
     rate = learning_rates(settings, epochs * batches_per_epoch)
+    rate_of_embedding = settings.embedding_rate_from(given=False)
     model, objective = accelerator.prepare(model, objective)
     optimizers = [
         accelerator.prepare(optimizer) for optimizer in _optimizers(settings, model, objective)
@@ -139,10 +142,11 @@ def train(
             batches = bucketed_batches(lengths, batch_size, shuffled)
             for rows in batches[state.step :]:
                 done_steps = state.epoch * len(batches) + state.step
-                _begin(optimizers, rate(done_steps))
+                _begin(optimizers, rate(done_steps), rate_of_embedding)
                 ids, batch_lengths, ids_b, lengths_b, labels, logits, features = _batch(
                     examples, rows, accelerator.device
                 )
+                _catch_up(optimizers, ids, ids_b)
                 with accelerator.autocast():
                     output = model(ids, batch_lengths, ids_b, lengths_b)
                 losses = objective(
@@ -151,12 +155,9 @@ def train(
                 accelerator.backward(losses.total)
                 accelerator.unscale_gradients()
                 _clip(learning, settings.clip)
-                for optimizer in optimizers:
-                    optimizer.step()
-                window = state.step % FOLLOW_STEPS + 1
-                if averaged is not None and (
-                    window == FOLLOW_STEPS or state.step + 1 == len(batches)
-                ):
+                window, last = state.step % FOLLOW_STEPS + 1, state.step + 1 == len(batches)
+                _step(optimizers, last)
+                if averaged is not None and (window == FOLLOW_STEPS or last):
                     _follow(averaged, model, settings.ema, done_steps, window)
 
                 state.step += 1
@@ -302,20 +303,17 @@ def _precision(asked: str) -> str:
 def _optimizers(
     settings: TrainingConfig, model: BiLSTM, objective: DistillationLoss
 ) -> list[torch.optim.Optimizer]:
-    """Return AdamW for the dense weights and, unless it is frozen, lazy Adam for the embedding.
-
-    Lazy Adam moves only the rows that a batch touches, with their own moments: a step costs what
-    the batch holds, not what the vocabulary does, and a rare word keeps its gradient's history.
+    """Return AdamW for the dense weights and, unless it is frozen, for the embedding, whose rows
+    wait until a batch reads them: a step costs what the batch holds, not what the vocabulary does.
     """
     table = model.embedding.weight
     dense = [p for p in (*model.parameters(), *objective.parameters()) if p is not table]
+    rate, decay = settings.learning_rate, settings.weight_decay
     optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(
-            dense, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
-        )
+        torch.optim.AdamW(dense, lr=rate, weight_decay=decay, fused=True)
     ]
     if table.requires_grad:
-        optimizers.append(torch.optim.SparseAdam([table], lr=settings.learning_rate))
+        optimizers.append(DeferredAdamW(table, lr=rate, weight_decay=decay))
     return optimizers
 
 
@@ -336,12 +334,31 @@ def learning_rates(settings: TrainingConfig, steps: int) -> Callable[[int], floa
     return lambda step: settings.learning_rate * factor(step)
 
 
-def _begin(optimizers: Sequence[torch.optim.Optimizer], rate: float) -> None:
-    """Forget the last step's gradients and set this step's learning rate."""
+def _begin(optimizers: Sequence[AcceleratedOptimizer], rate: float, of_embedding: float) -> None:
+    """Forget the last step's gradients and set this step's learning rate, the embedding's to
+    `of_embedding` times that of the rest.
+    """
     for optimizer in optimizers:
         optimizer.zero_grad()
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            deferred = isinstance(optimizer.optimizer, DeferredAdamW)
+            group["lr"] = rate * of_embedding if deferred else rate
+
+
+def _catch_up(optimizers: Sequence[AcceleratedOptimizer], *ids: Tensor | None) -> None:
+    """Bring the embedding's rows of these tokens (none given: all rows) up to this step."""
+    for optimizer in optimizers:
+        if isinstance(optimizer.optimizer, DeferredAdamW):
+            read = [found.ravel() for found in ids if found is not None]
+            optimizer.optimizer.catch_up(torch.cat(read) if ids else None)
+
+
+def _step(optimizers: Sequence[AcceleratedOptimizer], last: bool) -> None:
+    """Move the weights; after the last batch of an epoch all of them are up to date."""
+    for optimizer in optimizers:
+        optimizer.step()
+    if last:
+        _catch_up(optimizers)
 
 
 @torch.no_grad()
@@ -456,8 +473,8 @@ class _Run:
             whole = optimizer.state_dict()
             for key, value in part(f"optimizer.{number}.").items():
                 index, name = key.split(".", 1)
-                # SparseAdam counts its steps in a plain integer.
-                given = value if value.is_floating_point() else int(value)
+                # DeferredAdamW counts its steps in a plain integer.
+                given = value if value.ndim or value.is_floating_point() else int(value)
                 whole["state"].setdefault(int(index), {})[name] = given
             optimizer.load_state_dict(whole)
         if self.accelerator.scaler is not None and facts["scaler"]:

@@ -283,7 +283,7 @@ def test_calibration_makes_students_stale_and_not_their_twins(configured):
             for one in (config, other)
         ]
         differences.append(stamps[1].differences(stamps[0]))
-    assert differences == [["logits.calibrate: wanted True, made with None"], []]
+    assert differences == [["logits.calibrate: wanted True, made with False"], []]
 
 
 def test_a_tiny_validation_split_is_said_to_be_too_few(configured, capsys):

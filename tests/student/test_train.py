@@ -319,3 +319,24 @@ def test_kill_9_in_the_middle_and_resume(tmp_path: Path):
     assert start(tmp_path / "killed").wait(timeout=120) == 0
     whole, killed = (torch.load(tmp_path / name / "final.pt") for name in ("whole", "killed"))
     assert all(torch.equal(whole[key], killed[key]) for key in whole)
+
+
+def test_given_vectors_learn_more_slowly_than_random_ones():
+    settings = TrainingConfig()
+    assert settings.embedding_rate_from(given=False) == 1.0
+    assert 0 < settings.embedding_rate_from(given=True) < 1
+    fixed = TrainingConfig(embedding_rate=0.5)
+    assert fixed.embedding_rate_from(given=True) == fixed.embedding_rate_from(given=False) == 0.5
+
+
+@pytest.mark.parametrize("share", [0.01, 1.0])
+def test_the_embedding_has_a_learning_rate_of_its_own(tmp_path: Path, make_examples: Maker, share):
+    model, before = new_model(dropout=0.0), new_model().embedding.weight.detach().clone()
+    examples = make_examples(8)
+    config = configuration(
+        epochs=1, batch_size=8, warmup=0.0, weight_decay=0.0, embedding_rate=share, precision="fp32"
+    )
+    train(config, model, examples, examples, tmp_path, seed=1, name="x", fingerprint="f")
+    moved = (model.embedding.weight.detach() - before).abs().max().item()
+    # The first step of Adam is as long as its learning rate.
+    assert moved == pytest.approx(config.training.learning_rate * share, rel=0.01)

@@ -1,0 +1,127 @@
+"""AdamW for an embedding, at the cost of the rows that a batch reads."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHUNK = 512
+"""Rows that are moved in one go: their moments fit a core's cache."""
+
+
+class DeferredAdamW(torch.optim.Optimizer):
+    """AdamW of one table with sparse gradients, whose updates of a row wait until it is read.
+
+    AdamW moves every row at every step: after a gradient, the decaying first moment goes on to move
+    the row, by ten times the first step, and both moments fade. A step costs what the table holds.
+    Lazy Adam (`torch.optim.SparseAdam`) leaves all of that out, so that it is fast and rare words
+    hardly learn. Here the steps that a row has missed are made up for in one, by the sum of a
+    geometric series, when `catch_up` names the row: the weights are those of `torch.optim.AdamW`
+    but for rounding (and `eps`, which is that of the row's last gradient), for the price of lazy
+    Adam. At least once in `WINDOW` steps all rows catch up.
+    """
+
+    WINDOW = 256
+    """Steps whose sizes are remembered."""
+
+    def __init__(
+        self,
+        table: Tensor,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+    ) -> None:
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__([table], defaults)
+        power = torch.arange(self.WINDOW + 1).unsqueeze(1) - torch.arange(self.WINDOW)
+        ratio = betas[0] / math.sqrt(betas[1])
+        # What is left, after k missed steps, of the direction at the one that was i steps ago.
+        self._left = torch.where(power > 0, ratio ** power.clamp(min=0).double(), 0.0).float()
+        self._fades = torch.tensor(betas, dtype=torch.float64) ** torch.arange(
+            self.WINDOW + 1
+        ).unsqueeze(1)  # [missed steps, moments]
+
+    @property
+    def _table(self) -> Tensor:
+        table: Tensor = self.param_groups[0]["params"][0]
+        return table
+
+    def _state(self) -> dict[str, Any]:
+        """Return the state of the table, made at the first step."""
+        table = self._table
+        state: dict[str, Any] = self.state[table]
+        if not state:
+            rows, size = table.shape
+            state["step"] = 0
+            state["moments"] = torch.zeros(rows, 2, size, device=table.device)
+            state["seen"] = torch.zeros(rows, dtype=torch.int64, device=table.device)
+            # Of the last steps, the latest first: their sizes, and what weight decay left.
+            state["recent"] = torch.ones(2, self.WINDOW, device=table.device)
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave; torch makes all tensors floating point on the way."""
+        super().load_state_dict(state_dict)
+        for state in self.state.values():
+            state["seen"] = state["seen"].long()
+
+    @torch.no_grad()
+    def catch_up(self, rows: Tensor | None = None) -> None:
+        """Bring the rows (None: all; in any shape, repeated or not) to where AdamW would have them
+        by now. To be called with the ids of a batch before they are read.
+        """
+        state, table = self._state(), self._table
+        if not state["step"]:
+            return
+        recent = state["recent"]
+        self._left, self._fades = self._left.to(recent), self._fades.to(recent)
+        shrink = torch.cat([recent.new_ones(1), recent[1].cumprod(0)])  # over k steps
+        sizes = self._left @ (recent[0] * shrink[:-1])
+        if rows is not None:
+            self._make_up(torch.unique(rows), sizes, shrink)
+            return
+        for part in torch.split(torch.arange(len(table), device=table.device), CHUNK):
+            self._make_up(part, sizes, shrink)
+
+    def _make_up(self, rows: Tensor, sizes: Tensor, shrink: Tensor) -> None:
+        """Move different rows by the steps that they have missed."""
+        state, table = self._state(), self._table
+        missed = state["step"] - state["seen"].index_select(0, rows)  # [rows], at most WINDOW
+        moments = state["moments"].index_select(0, rows)
+        direction = moments[:, 0] / moments[:, 1].sqrt().add_(self.param_groups[0]["eps"])
+        moved = table.index_select(0, rows).mul_(shrink[missed].unsqueeze(1))
+        moved.addcmul_(direction, sizes[missed].unsqueeze(1), value=-1)
+        table.index_copy_(0, rows, moved)
+        state["moments"].index_copy_(0, rows, moments.mul_(self._fades[missed].unsqueeze(2)))
+        state["seen"][rows] = state["step"]
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Move the rows of the gradient, which have caught up; all others wait."""
+        table, group = self._table, self.param_groups[0]
+        if table.grad is None:
+            return
+        state = self._state()
+        state["step"] += 1
+        step, rate, (first, second) = state["step"], group["lr"], group["betas"]
+        root = math.sqrt(1 - second**step)
+        size, shrink = rate * root / (1 - first**step), 1 - rate * group["weight_decay"]
+        latest = state["recent"].new_tensor([[size], [shrink]])
+        state["recent"] = torch.cat([latest, state["recent"][:, :-1]], dim=1)
+
+        gradient = table.grad.coalesce()
+        rows, values = gradient.indices()[0], gradient.values()
+        moments = state["moments"].index_select(0, rows)
+        mean = moments[:, 0].lerp_(values, 1 - first)
+        square = moments[:, 1].mul_(second).addcmul_(values, values, value=1 - second)
+        state["moments"].index_copy_(0, rows, moments)
+        moved = table.index_select(0, rows).mul_(shrink)
+        moved.addcdiv_(mean, square.sqrt().add_(group["eps"] * root), value=-size)
+        table.index_copy_(0, rows, moved)
+        state["seen"][rows] = step
+        if step % self.WINDOW == 0:
+            self.catch_up()
