@@ -312,7 +312,10 @@ def training(found: Json) -> Iterator[str]:
         f"Examples a second over {config['rows']:,} texts of {config['set']} "
         f"({significant(config['sizes'][sizes[0]]['tokens_mean'])} tokens on average), batches of "
         f"{config['batch_size']}; {'; '.join(words)}. Each row down to bf16 has one part more "
-        f"than the row above it. Goal of the package's loop at H = 256: {TRAINING_GOAL:g}×."
+        "than the row above it; deferred: the embedding's gradient is sparse, and AdamW moves a "
+        "row when a batch reads it, by all the steps that it has missed "
+        "(`bert_kd/student/optimizer.py`). Goal of the "
+        f"package's loop at H = 256: {TRAINING_GOAL:g}×."
     )
     yield ""
     lines = []

@@ -54,11 +54,11 @@ ORDINARY, PACKED = "ordinary loop", "ordinary loop, packed"
 LADDER = {
     ORDINARY: Parts(),
     "+ buckets": Parts(buckets=True),
-    "+ sparse gradient": Parts(buckets=True, sparse=True),
-    "+ fused AdamW": Parts(buckets=True, sparse=True, fused=True),
-    "+ bf16": Parts(buckets=True, sparse=True, fused=True, bf16=True),
+    "+ deferred embedding": Parts(buckets=True, deferred=True),
+    "+ fused AdamW": Parts(buckets=True, deferred=True, fused=True),
+    "+ bf16": Parts(buckets=True, deferred=True, fused=True, bf16=True),
     PACKED: Parts(packed=True),
-    "all parts, but packed": Parts(packed=True, buckets=True, sparse=True, fused=True),
+    "all parts, but packed": Parts(packed=True, buckets=True, deferred=True, fused=True),
 }
 """Each of the first rows has one part more than the row above it."""
 

@@ -40,8 +40,8 @@ class Parts:
     """The LSTM is one bidirectional `nn.LSTM` over packed sequences."""
     buckets: bool = False
     """Batches hold texts of similar length."""
-    sparse: bool = False
-    """The embedding's gradient, moments and updates are of the rows that a batch touches."""
+    deferred: bool = False
+    """The embedding's gradient is of the rows that a batch reads; their updates wait until then."""
     fused: bool = False
     """AdamW in one pass over the weights."""
     bf16: bool = False
@@ -98,7 +98,7 @@ class Loop:
         self.config, self.examples, self.parts, self.seed = config, examples, parts, seed
         self.device = training_device()
         self.model = (PackedBiLSTM if parts.packed else BiLSTM)(shape).to(self.device)
-        self.model.embedding.sparse = parts.sparse
+        self.model.embedding.sparse = parts.deferred
         self.objective = DistillationLoss(config.loss, shape.pooled, 0).to(self.device)
         self.optimizers = self._optimizers()
         offsets, ids = examples.tokens.offsets, torch.from_numpy(examples.tokens.ids).long()
@@ -111,14 +111,14 @@ class Loop:
         dense = [
             parameter
             for parameter in self.model.parameters()
-            if not (self.parts.sparse and parameter is table)
+            if not (self.parts.deferred and parameter is table)
         ]
         rates = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
         # None: what torch itself chooses.
         found: list[torch.optim.Optimizer] = [
             torch.optim.AdamW(dense, **rates, fused=True if self.parts.fused else None)
         ]
-        if self.parts.sparse:
+        if self.parts.deferred:
             found.append(DeferredAdamW(table, **rates))
         return found
 
@@ -157,7 +157,7 @@ class Loop:
             for optimizer in self.optimizers:
                 optimizer.zero_grad()
                 optimizer.param_groups[0]["lr"] = rate
-            if self.parts.sparse:
+            if self.parts.deferred:
                 self.optimizers[1].catch_up(ids.to(self.device))
             kind = self.device.type
             autocast = torch.autocast(kind, torch.bfloat16) if self.parts.bf16 else nullcontext()
@@ -175,6 +175,8 @@ class Loop:
             for optimizer in self.optimizers:
                 optimizer.step()
             total += losses.total.item()
+        if self.parts.deferred:
+            self.optimizers[1].catch_up()
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter() - started
