@@ -469,7 +469,7 @@ class TrainingConfig(Section):
     learning_rate: Positive = 1e-3
     embedding_rate: Positive | Literal["auto"] = "auto"
     """Learning rate of the embedding, in that of the other weights; `auto`: 1 from a random start,
-    0.3 from vectors that know words already.
+    0.3 where most words start from vectors that are given.
     """
     weight_decay: NotNegative = 0.01
     warmup: Fraction = 0.05
@@ -502,8 +502,8 @@ class TrainingConfig(Section):
         return 64 if rows > 150_000 else 32
 
     def embedding_rate_from(self, *, given: bool) -> float:
-        """Return the embedding's learning rate in that of the rest; `given`: it does not start at
-        random.
+        """Return the embedding's learning rate in that of the rest; `given`: most words start from
+        vectors that know them already.
         """
         if self.embedding_rate != "auto":
             return self.embedding_rate

@@ -127,17 +127,13 @@ RECIPE = 2
 """Of the training of students: counted up when the same settings come to train other weights."""
 
 
-def _telling_logits(logits: LogitsConfig, member: Member) -> dict[str, Any]:
-    """Return what a student or twin depends on of how teachers' answers are read: a twin, too,
-    starts otherwise where the teacher is doubted.
-    """
-    found: dict[str, Any] = {"must_beat_linear": False}
+def _telling_logits(logits: LogitsConfig) -> dict[str, Any]:
+    """Return what a student depends on of how teachers' answers are read."""
+    found: dict[str, Any] = {"calibrate": logits.calibrate, "must_beat_linear": False}
     if logits.must_beat_linear:
         from bert_kd.logits.linear import FORMAT
 
-        found["must_beat_linear"] = FORMAT  # of the model that it is to beat
-    if not member.twin:
-        found["calibrate"] = logits.calibrate
+        found["must_beat_linear"] = FORMAT  # of the model that teaches where it is not beaten
     return found
 
 
@@ -182,8 +178,8 @@ def student_stamp(
             [(identify_cache(source, run), source.weight) for source in sources],
             config.logits.combine,
         )
-    if sources:
-        telling["logits"] = _telling_logits(config.logits, member)
+    if sources and not member.twin:
+        telling["logits"] = _telling_logits(config.logits)
     return Stamp(
         "train-students",
         sections_of(config, "data", "teacher", "logits")

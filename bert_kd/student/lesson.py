@@ -237,7 +237,8 @@ def teach(
     resolved = {
         "epochs": config.training.epochs_over(len(examples), gold=gold, twin=twin),
         "embedding_rate": config.training.embedding_rate_from(
-            given=start is not None or config.start_from is not None
+            given=config.start_from is not None
+            or (start is not None and 2 * start.found > len(start.vectors))
         ),
     }
     config = config.model_copy(update={"training": config.training.model_copy(update=resolved)})

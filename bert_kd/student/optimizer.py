@@ -16,12 +16,13 @@ class DeferredAdamW(torch.optim.Optimizer):
     """AdamW of one table with sparse gradients, whose updates of a row wait until it is read.
 
     AdamW moves every row at every step: after a gradient, the decaying first moment goes on to move
-    the row, by ten times the first step, and both moments fade. A step costs what the table holds.
-    Lazy Adam (`torch.optim.SparseAdam`) leaves all of that out, so that it is fast and rare words
-    hardly learn. Here the steps that a row has missed are made up for in one, by the sum of a
-    geometric series, when `catch_up` names the row: the weights are those of `torch.optim.AdamW`
-    but for rounding (and `eps`, which is that of the row's last gradient), for the price of lazy
-    Adam. At least once in `WINDOW` steps all rows catch up.
+    the row, nine times as far as the first step did, and both moments fade. A step costs what the
+    table holds. Lazy Adam (`torch.optim.SparseAdam`) leaves all of that out, so that it is fast and
+    rare words hardly learn. Here the steps that a row has missed are made up for in one, by the sum
+    of a geometric series, when `catch_up` names the row: the weights are those of
+    `torch.optim.AdamW` but for rounding (and `eps`, whose share of the denominator stays what it
+    was when the row caught up last), for about the price of lazy Adam. At least once in `WINDOW`
+    steps all rows catch up.
     """
 
     WINDOW = 256
@@ -90,9 +91,13 @@ class DeferredAdamW(torch.optim.Optimizer):
     def _make_up(self, rows: Tensor, sizes: Tensor, shrink: Tensor) -> None:
         """Move different rows by the steps that they have missed."""
         state, table = self._state(), self._table
-        missed = state["step"] - state["seen"].index_select(0, rows)  # [rows], at most WINDOW
+        (_, second), eps = self.param_groups[0]["betas"], self.param_groups[0]["eps"]
+        seen = state["seen"].index_select(0, rows)
+        missed = state["step"] - seen  # [rows], at most WINDOW
         moments = state["moments"].index_select(0, rows)
-        direction = moments[:, 0] / moments[:, 1].sqrt().add_(self.param_groups[0]["eps"])
+        # Of a row that no batch has read the moments are 0, and so is its direction.
+        little = eps * (1 - second ** seen.clamp(min=1).double()).sqrt().to(moments)
+        direction = moments[:, 0] / moments[:, 1].sqrt().add_(little.unsqueeze(1))
         moved = table.index_select(0, rows).mul_(shrink[missed].unsqueeze(1))
         moved.addcmul_(direction, sizes[missed].unsqueeze(1), value=-1)
         table.index_copy_(0, rows, moved)
@@ -101,11 +106,18 @@ class DeferredAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Move the rows of the gradient, which have caught up; all others wait."""
+        """Move the rows of the gradient, which have caught up; all others wait.
+
+        Raises RuntimeError where a row of the gradient has not.
+        """
         table, group = self._table, self.param_groups[0]
         if table.grad is None:
             return
         state = self._state()
+        gradient = table.grad.coalesce()
+        rows, values = gradient.indices()[0], gradient.values()
+        if (state["seen"].index_select(0, rows) < state["step"]).any():
+            raise RuntimeError("rows were read without catch_up: name all that a batch reads")
         state["step"] += 1
         step, rate, (first, second) = state["step"], group["lr"], group["betas"]
         root = math.sqrt(1 - second**step)
@@ -113,8 +125,6 @@ class DeferredAdamW(torch.optim.Optimizer):
         latest = state["recent"].new_tensor([[size], [shrink]])
         state["recent"] = torch.cat([latest, state["recent"][:, :-1]], dim=1)
 
-        gradient = table.grad.coalesce()
-        rows, values = gradient.indices()[0], gradient.values()
         moments = state["moments"].index_select(0, rows)
         mean = moments[:, 0].lerp_(values, 1 - first)
         square = moments[:, 1].mul_(second).addcmul_(values, values, value=1 - second)

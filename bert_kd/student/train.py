@@ -34,15 +34,17 @@ from bert_kd.hardware import computes_bf16
 from bert_kd.progress import progress, say
 from bert_kd.store import to_json, write_json, write_text, writing
 from bert_kd.student.losses import NO_LABEL, DistillationLoss
-from bert_kd.student.model import BiLSTM
+from bert_kd.student.model import UNKNOWN_ID, BiLSTM
 from bert_kd.student.optimizer import DeferredAdamW
 
 CHECKPOINT, HISTORY, METRICS = "checkpoint.safetensors", "history.jsonl", "metrics.json"
 FORMAT = 3
 """Of checkpoints."""
 EVALUATION_TOKENS = 16_384
-FOLLOW_STEPS = 8
-"""The average of the weights follows once in so many steps, and at an epoch's end."""
+FOLLOW_STEPS = 32
+"""The average of the weights follows once in so many steps, and at an epoch's end: all rows of the
+embedding have to be up to date for it.
+"""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,8 @@ def train(
     fingerprint: str,
 ) -> dict[str, Any]:
     """Train `model` in place, leave in it the weights of the latest epoch that is as good as the
-    best, and return the metrics of that epoch.
+    best, and return the metrics of that epoch. An `embedding_rate` that is `auto` is that of a
+    random start.
 
     `folder` takes `checkpoint.safetensors`, `history.jsonl` and `metrics.json`; a checkpoint that
     lies there is resumed. On a CPU the same seed gives the same weights, interrupted or not.
@@ -154,10 +157,11 @@ def train(
                 )
                 accelerator.backward(losses.total)
                 accelerator.unscale_gradients()
-                _clip(learning, settings.clip)
+                norm = _clip(learning, settings.clip)
+                _step(optimizers, accelerator.scaler, norm)
                 window, last = state.step % FOLLOW_STEPS + 1, state.step + 1 == len(batches)
-                _step(optimizers, last)
-                if averaged is not None and (window == FOLLOW_STEPS or last):
+                if last or (averaged is not None and window == FOLLOW_STEPS):
+                    _catch_up(optimizers)
                     _follow(averaged, model, settings.ema, done_steps, window)
 
                 state.step += 1
@@ -346,24 +350,20 @@ def _begin(optimizers: Sequence[AcceleratedOptimizer], rate: float, of_embedding
 
 
 def _catch_up(optimizers: Sequence[AcceleratedOptimizer], *ids: Tensor | None) -> None:
-    """Bring the embedding's rows of these tokens (none given: all rows) up to this step."""
+    """Bring the embedding's rows of these tokens, and the one that word dropout shows instead, up
+    to this step; without an argument all rows.
+    """
     for optimizer in optimizers:
         if isinstance(optimizer.optimizer, DeferredAdamW):
             read = [found.ravel() for found in ids if found is not None]
-            optimizer.optimizer.catch_up(torch.cat(read) if ids else None)
-
-
-def _step(optimizers: Sequence[AcceleratedOptimizer], last: bool) -> None:
-    """Move the weights; after the last batch of an epoch all of them are up to date."""
-    for optimizer in optimizers:
-        optimizer.step()
-    if last:
-        _catch_up(optimizers)
+            unknown = [found.new_tensor([UNKNOWN_ID]) for found in read[:1]]
+            optimizer.optimizer.catch_up(torch.cat(read + unknown) if read else None)
 
 
 @torch.no_grad()
-def _clip(learning: Sequence[Tensor], largest: float) -> None:
-    """Scale all gradients so that their common norm is at most `largest` (0: as they are).
+def _clip(learning: Sequence[Tensor], largest: float) -> Tensor:
+    """Scale all gradients so that their common norm is at most `largest` (0: as they are); return
+    the norm that they had.
 
     A sparse gradient's repeated rows are added up first: the norm is that of the dense gradient.
     """
@@ -376,19 +376,39 @@ def _clip(learning: Sequence[Tensor], largest: float) -> None:
             values.append(parameter.grad._values())
         else:
             values.append(parameter.grad)
-    if not largest:
+    norm: Tensor = torch.stack([torch.linalg.vector_norm(value) for value in values]).norm()
+    if largest:
+        scale = (largest / (norm + 1e-6)).clamp(max=1.0)
+        for value in values:
+            value.mul_(scale)
+    return norm
+
+
+def _step(
+    optimizers: Sequence[AcceleratedOptimizer], scaler: torch.amp.GradScaler | None, norm: Tensor
+) -> None:
+    """Move the weights; where a scaled gradient overflowed none of them, but lower the scale.
+
+    The optimizers share one scaler, so its scale is adapted once a step: accelerate would do that
+    for each, and the second would divide its gradients by the scale again.
+    """
+    if scaler is None:
+        for optimizer in optimizers:
+            optimizer.step()
         return
-    norm = torch.stack([torch.linalg.vector_norm(value) for value in values]).norm()
-    scale = (largest / (norm + 1e-6)).clamp(max=1.0)
-    for value in values:
-        value.mul_(scale)
+    if norm.isfinite():
+        for optimizer in optimizers:
+            scaler.step(optimizer.optimizer)
+    scaler.update()
 
 
 @torch.no_grad()
-def _follow(averaged: BiLSTM, model: BiLSTM, decay: float, step: int, window: int) -> None:
-    """Move the averaged weights towards the model's, once for the last `window` steps; early steps
-    count more, so that the start is forgotten.
+def _follow(averaged: BiLSTM | None, model: BiLSTM, decay: float, step: int, window: int) -> None:
+    """Move the averaged weights, where there are any, towards the model's, once for the last
+    `window` steps; early steps count more, so that the start is forgotten.
     """
+    if averaged is None:
+        return
     decay = min(decay, (1 + step) / (10 + step)) ** window
     for slow, fast in zip(averaged.parameters(), model.parameters(), strict=True):
         slow.lerp_(fast, 1 - decay)

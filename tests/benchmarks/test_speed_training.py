@@ -59,7 +59,11 @@ def test_loops_of_all_parts_learn_alike(tiny_bert):
     prepared = lesson(tiny_bert)
     torch.manual_seed(0)
     config = prepared.config.model_copy(
-        update={"model": prepared.config.model.model_copy(update={"dropout": 0.0})}
+        update={
+            "model": prepared.config.model.model_copy(update={"dropout": 0.0}),
+            # Several batches an epoch: not all of them read the same words.
+            "training": prepared.config.training.model_copy(update={"batch_size": 4}),
+        }
     )
     shape = Shape(**{**vars(prepared.shape), "dropout": 0.0})
     steps = {}
@@ -70,8 +74,7 @@ def test_loops_of_all_parts_learn_alike(tiny_bert):
             loop.epoch(number)
         steps[name] = {key: value - before[key] for key, value in loop.model.state_dict().items()}
     for key, step in steps["dense"].items():
-        assert step.abs().max() > 0
-        assert torch.allclose(step, steps["deferred"][key], atol=1e-4), key
+        assert (step - steps["deferred"][key]).norm() < 0.01 * step.norm(), key
 
 
 def test_all_loops_take_the_device_of_the_packages(tiny_bert, monkeypatch):

@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from bert_kd import provenance, stages
-from bert_kd.config import Config, LossConfig
+from bert_kd.config import Config, LossConfig, StudentConfig
 from bert_kd.data.rows import read_rows
 from bert_kd.errors import CacheError, StageError, StudentError
 from bert_kd.evaluate.metrics import measure
@@ -23,6 +23,7 @@ from bert_kd.logits.cache import LogitCache, Manifest
 from bert_kd.logits.word_vectors import write_word_vectors
 from bert_kd.provenance import NO_WISHES, Wishes, members
 from bert_kd.store import RunFolder, read_json
+from bert_kd.student import lesson as lesson_module
 from bert_kd.student.lesson import _start, prepare_lesson
 from bert_kd.student.train import read_history
 
@@ -389,3 +390,37 @@ def test_a_teacher_of_an_older_version_gives_its_trained_vectors_and_it_is_said(
     (student, twin), stamps = vectors_and_stamps(config)
     assert np.array_equal(student, twin) and stamps[0] == stamps[1]
     assert "base-seed17-twin: its token vectors were trained on a task" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("start", "rate"), [("teacher", 0.3), ("random", 1.0), ("file", 1.0)])
+def test_given_vectors_learn_at_a_lower_rate(with_teacher, monkeypatch, tmp_path, start, rate):
+    config = with_teacher("teacher", True)
+    (student,) = config.students
+    file = tmp_path / "vectors.txt"  # knows one word of many
+    file.write_text(f"{WORDS[0]} " + " ".join(["0.5"] * student.embedding.size) + "\n")
+    embedding = student.embedding.model_copy(
+        update={"start": start, "file": file if start == "file" else None}
+    )
+    student = student.model_copy(update={"embedding": embedding, "twin": False})
+    rates = []
+
+    def note(config: StudentConfig, *_: object, **__: object) -> None:
+        rates.append(config.training.embedding_rate)
+        raise StudentError("enough is known")
+
+    monkeypatch.setattr(lesson_module, "train", note)
+    with pytest.raises(StudentError, match="enough"):
+        stages.train_students(config.model_copy(update={"students": (student,)}))
+    assert rates == [rate]
+
+
+@pytest.mark.parametrize("place", ["bert_kd.provenance.RECIPE", "bert_kd.logits.linear.FORMAT"])
+def test_what_training_itself_does_is_part_of_a_students_stamp(configured, monkeypatch, place):
+    config = configured(must_beat_linear=True)
+    run, prepared = provenance.with_data(config)
+    sources = provenance.teacher_sources(config, run, NO_WISHES)
+    (member,) = members(config)
+    before = provenance.student_stamp(config, member, run, prepared, sources)
+    monkeypatch.setattr(place, 99)
+    after = provenance.student_stamp(config, member, run, prepared, sources)
+    assert len(after.differences(before)) == 1 and "wanted 99" in after.differences(before)[0]

@@ -114,3 +114,30 @@ def test_a_step_without_a_gradient_changes_nothing():
     optimizer.catch_up()
     optimizer.step()
     assert torch.equal(table, torch.ones(4, 3))
+
+
+def test_small_gradients_are_divided_by_as_much_as_adamw_divides_them():
+    generator = torch.Generator().manual_seed(3)
+    start = torch.zeros(ROWS, SIZE)
+    dense, deferred = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    plain = torch.optim.AdamW([dense], lr=0.01)
+    optimizer = DeferredAdamW(deferred, lr=0.01)
+    for ids, directions in batches(generator)[:40]:  # long before the bias of moments is gone
+        for table, found in ((dense, plain), (deferred, optimizer)):
+            if found is optimizer:
+                optimizer.catch_up(ids)
+            found.zero_grad()
+            (embedding(ids, table, sparse=found is optimizer) * 1e-6 * directions).sum().backward()
+            found.step()
+    optimizer.catch_up()
+    assert (deferred - dense).norm() < 0.03 * dense.norm()
+
+
+def test_rows_that_were_not_named_are_refused():
+    table = nn.Parameter(torch.ones(4, 3))
+    optimizer = DeferredAdamW(table, lr=0.1)
+    step(table, optimizer, torch.tensor([0]), torch.zeros(1, 3))
+    optimizer.zero_grad()
+    embedding(torch.tensor([0, 1]), table, sparse=True).sum().backward()
+    with pytest.raises(RuntimeError, match="without catch_up"):
+        optimizer.step()

@@ -340,3 +340,87 @@ def test_the_embedding_has_a_learning_rate_of_its_own(tmp_path: Path, make_examp
     moved = (model.embedding.weight.detach() - before).abs().max().item()
     # The first step of Adam is as long as its learning rate.
     assert moved == pytest.approx(config.training.learning_rate * share, rel=0.01)
+
+
+def with_dense_adamw(settings: TrainingConfig, model: BiLSTM, objective: torch.nn.Module):
+    """Optimizers as `_optimizers` makes them, but for the embedding: a dense gradient, AdamW."""
+    model.embedding.sparse = False
+    weights = [*model.parameters(), *objective.parameters()]
+    return [
+        torch.optim.AdamW(weights, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("pair", "word_dropout", "settings"),
+    [
+        (False, 0.0, {}),
+        (True, 0.0, {"clip": 0.3}),
+        (False, 0.0, {"ema": 0.9}),
+        # Of so few tokens that most steps show none of them as unknown.
+        (False, 0.05, {}),
+    ],
+)
+def test_rows_that_wait_end_where_adamw_has_them(
+    tmp_path: Path, make_examples: Maker, monkeypatch, pair, word_dropout, settings
+):
+    config = configuration(
+        **{"epochs": 3, "batch_size": 2, "learning_rate": 3e-3, "weight_decay": 0.3}
+        | {"embedding_rate": 1.0, "precision": "fp32"}
+        | settings
+    )
+    steps, tables = 32, []
+    examples, validation = make_examples(2 * steps, pair=pair), make_examples(64, pair=pair, seed=1)
+
+    def note(model: BiLSTM, _: Examples) -> dict[str, float]:
+        tables.append(model.embedding.weight.detach().clone())
+        return evaluate(model, validation)
+
+    monkeypatch.setattr(train_module, "evaluate", note)
+    for name in ("deferred", "dense"):
+        if name == "dense":
+            monkeypatch.setattr(train_module, "_optimizers", with_dense_adamw)
+        torch.manual_seed(0)
+        model = BiLSTM(Shape(60, 12, 8, 1, "max", 8, 3, pair, pair, 0.0, word_dropout=word_dropout))
+        start = model.embedding.weight.detach().clone()
+        folder = tmp_path / name
+        train(config, model, examples, validation, folder, seed=5, name="x", fingerprint="f")
+    deferred, dense = tables[:3], tables[3:]
+    for epoch, (found, wanted) in enumerate(zip(deferred, dense, strict=True)):
+        moved = (wanted - start).abs().max()
+        assert (found - wanted).abs().max() < 0.01 * moved, epoch
+
+
+def test_of_scaled_gradients_both_optimizers_step_once_or_not_at_all():
+    def moved(scaled: bool, overflow: bool = False) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        dense, table = torch.nn.Linear(4, 2), torch.nn.Embedding(9, 4, sparse=True)
+        before = [dense.weight.detach().clone(), table.weight.detach().clone()]
+        accelerator = train_module.Accelerator()
+        optimizers = [
+            accelerator.prepare(torch.optim.AdamW(dense.parameters(), lr=0.1)),
+            accelerator.prepare(train_module.DeferredAdamW(table.weight, lr=0.1)),
+        ]
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16) if scaled else None
+        for _ in range(3):
+            ids = torch.tensor([2, 3])
+            train_module._begin(optimizers, 0.1, 1.0)
+            train_module._catch_up(optimizers, ids)
+            loss = (dense(table(ids)) * 1e-6).square().sum()
+            (scaler.scale(loss) if scaler else loss).backward()
+            if overflow:
+                dense.weight.grad[0, 0] = torch.inf
+            if scaler:
+                for optimizer in optimizers:
+                    scaler.unscale_(optimizer.optimizer)
+            norm = train_module._clip([*dense.parameters(), table.weight], 1.0)
+            train_module._step(optimizers, scaler, norm)
+        if overflow:
+            assert scaler.get_scale() == 2.0**13
+        return [dense.weight.detach() - before[0], table.weight.detach() - before[1]]
+
+    plain, scaled = moved(False), moved(True)
+    for left, right in zip(plain, scaled, strict=True):
+        assert left.abs().max() > 0
+        assert torch.allclose(left, right, rtol=1e-3, atol=1e-7)
+    assert all(value.abs().max() == 0 for value in moved(True, overflow=True))
