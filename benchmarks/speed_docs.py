@@ -337,7 +337,8 @@ def training_accuracy(found: Json) -> Iterator[str]:
     yield ""
     yield (
         f"Gold labels of {config['set']}, {config['epochs']} epochs, {config['seeds']} seeds; "
-        "accuracy on test, mean over seeds."
+        "accuracy on validation and test together, on the first of which both loops choose, by the "
+        "same rule, which epoch they keep; means over seeds."
     )
     yield ""
     for hidden in metrics_of(rows, "accuracy"):
@@ -348,10 +349,15 @@ def training_accuracy(found: Json) -> Iterator[str]:
             lines.append([name, percent(accuracy), significant(seconds)])
         yield from table([f"H = {hidden[1:]}", "accuracy, %", "seconds"], lines)
         package = lines[-1][0]
-        difference = value_of(rows, package, f"{hidden}.accuracy_difference")
-        error = value_of(rows, package, f"{hidden}.accuracy_difference_error")
-        beside = "" if error is None else f" (standard error {percent(error)})"
-        yield f"Difference in points: {points(difference)}{beside}."
+        value, low, high = (
+            points(value_of(rows, package, f"{hidden}.accuracy_difference_{part}"))
+            for part in ("value", "low", "high")
+        )
+        judged = value_of(rows, package, f"{hidden}.judged_rows")
+        yield (
+            f"Difference in points: {value} [{low}, {high}], 95% of a bootstrap that draws the "
+            f"{judged:,} rows, the same for both, and seeds."
+        )
         yield ""
 
 

@@ -14,7 +14,6 @@ ordinary loop and by the package's and compares them on test, seed by seed.
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from quality_statistics import draw_together
 from speed_runs import (
     Labelled,
     Row,
@@ -41,14 +41,16 @@ from tokenizers import Tokenizer
 from training_loops import Loop, Parts, package_epoch, train_ordinarily, training_device
 
 from bert_kd.config import StudentConfig
-from bert_kd.data.batches import encode
+from bert_kd.data.batches import Ints, encode
 from bert_kd.progress import say
 from bert_kd.student.model import BiLSTM, Shape
-from bert_kd.student.train import Examples, evaluate, train
+from bert_kd.student.train import Examples, predict, train
 from bert_kd.student.vocabulary import build_tokenizer
 from bert_kd.teacher.model import locate_model
 
 ROWS = 4096
+SAMPLES = 10_000
+"""Draws of the bootstrap."""
 PACKAGE = "the package's loop"
 ORDINARY, PACKED = "ordinary loop", "ordinary loop, packed"
 LADDER = {
@@ -133,18 +135,27 @@ def measure_speed(lesson: Lesson, rounds: int, minutes: float | None) -> list[Ro
 
 
 def measure_accuracy(lesson: Lesson, folder: Path, seeds: int, epochs: int) -> list[Row]:
-    """Return accuracy on test and seconds of both loops, means over seeds, and the mean difference
-    by seed with its standard error.
+    """Return accuracy and seconds of both loops, means over seeds, and the mean difference in
+    accuracy with its interval, of a paired bootstrap over rows and seeds.
+
+    The rows are those of validation and test together: on the first both loops choose the epoch
+    that they keep, by the same rule.
     """
     validation, test = (
         _examples(lesson.tokenizer, read_split(folder, split)) for split in ("validation", "test")
     )
-    accuracies: dict[str, list[float]] = {ORDINARY: [], PACKAGE: []}
+    answers: dict[str, list[Ints]] = {ORDINARY: [], PACKAGE: []}
     seconds: dict[str, list[float]] = {ORDINARY: [], PACKAGE: []}
+    gold = np.concatenate([validation.labels, test.labels])
+
+    def judge(name: str, model: BiLSTM) -> str:
+        found = np.concatenate([predict(model, rows).argmax(1) for rows in (validation, test)])
+        answers[name].append(found)
+        return f"{(found == gold).mean():.4f}"
+
     for seed in range(1, seeds + 1):
         loop = Loop(lesson.config, lesson.shape, lesson.examples, Parts(), seed)
         seconds[ORDINARY].append(train_ordinarily(loop, validation, epochs))
-        accuracies[ORDINARY].append(evaluate(loop.model, test)["accuracy"])
         torch.manual_seed(seed)
         model = BiLSTM(lesson.shape)
         with tempfile.TemporaryDirectory() as aside:
@@ -159,20 +170,19 @@ def measure_accuracy(lesson: Lesson, folder: Path, seeds: int, epochs: int) -> l
                 fingerprint="",
             )
         seconds[PACKAGE].append(found["seconds"])
-        accuracies[PACKAGE].append(evaluate(model, test)["accuracy"])
-        say(f"seed {seed}: {accuracies[ORDINARY][-1]:.4f} and {accuracies[PACKAGE][-1]:.4f}")
+        say(f"seed {seed}: {judge(ORDINARY, loop.model)} and {judge(PACKAGE, model)}")
     size = f"h{lesson.shape.hidden}"
     rows = rate_rows(seconds, f"{size}.seconds")
-    for name, values in accuracies.items():
-        rows.append(fact_row(name, f"{size}.accuracy", statistics.mean(values)))
-    differences = [
-        mine - theirs
-        for mine, theirs in zip(accuracies[PACKAGE], accuracies[ORDINARY], strict=True)
-    ]
-    rows.append(fact_row(PACKAGE, f"{size}.accuracy_difference", statistics.mean(differences)))
-    if seeds > 1:
-        error = statistics.stdev(differences) / seeds**0.5
-        rows.append(fact_row(PACKAGE, f"{size}.accuracy_difference_error", error))
+    drawn = draw_together(
+        gold, {name: np.stack(found) for name, found in answers.items()}, SAMPLES, 17
+    )
+    for name in answers:
+        rows.append(fact_row(name, f"{size}.accuracy", drawn.accuracy(name).value))
+    difference = drawn.difference(PACKAGE, ORDINARY)
+    for part in ("value", "low", "high"):
+        metric = f"{size}.accuracy_difference_{part}"
+        rows.append(fact_row(PACKAGE, metric, getattr(difference, part)))
+    rows.append(fact_row(PACKAGE, f"{size}.judged_rows", len(gold)))
     return rows
 
 
