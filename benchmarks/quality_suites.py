@@ -195,8 +195,7 @@ def teachers(learning_rates: tuple[float, float], epochs: tuple[int, int]) -> tu
 
 MOVIES = "../unlabelled_movie_sentences/pool.tsv.gz"
 CHOSEN_ON_VALIDATION = (
-    "Epochs and the settings of controls are chosen on validation: accuracies there flatter all "
-    "but the test set is untouched."
+    "Epochs and the settings of controls are chosen on validation: accuracies there flatter all."
 )
 
 _ALL = (
@@ -205,7 +204,12 @@ _ALL = (
         "sst2.toml",
         "sst2",
         ("test", "validation"),
-        ("validation is GLUE's, test is SST's own. " + CHOSEN_ON_VALIDATION,),
+        (
+            "validation is GLUE's, test is SST's own. " + CHOSEN_ON_VALIDATION,
+            "The rule of which epoch is kept was found by looking at this test set too, so that "
+            "students' accuracies on it are no clean figures. All other settings were chosen on "
+            "validation.",
+        ),
         ablation((MOVIES,), views=2),
         curves((1, 2, 4, 8, 16)),
         (*LAYERS, *MEAN_POOLING, *ENSEMBLE_OF_3),
