@@ -52,7 +52,9 @@ def request_of(tmp_path: Path, tiny_overrides: list[str], monkeypatch: pytest.Mo
 
     def made(table: str) -> quality.Request:
         config = CONFIGS / "tiny.toml"
-        overrides = (*tiny_overrides, "students.base.training.epochs=1")
+        # Students of one epoch are so unsure that a coarser bundle would answer otherwise.
+        precise = ("students.base.training.epochs=1", "export.precision=fp32")
+        overrides = (*tiny_overrides, *precise)
         return quality.Request(SUITE, table, config, None, tmp_path / "run", 2, overrides)
 
     return made
@@ -76,14 +78,14 @@ def test_every_table_from_text_to_page(request_of, tmp_path: Path, capsys):
             assert value(main, name, metric) > 0, (name, metric)
     assert value(main, "base", "seeds") == 2 and value(main, "teacher", "seeds") == 1
     # What stage 04 measured of these seeds is what the benchmark measures, but for the rounding of
-    # the bundles' precision, which may cost students of one epoch two rows of each.
+    # the bundles' precision, which may cost a row of each.
     alone = [
         read_json(tmp_path / "run" / "students" / f"base-seed{seed}" / "metrics.json")
         for seed in (1, 2)
     ]
     mean = sum(one["validation_accuracy"] for one in alone) / 2
     rows = main["config"]["sets"]["validation"]
-    assert value(main, "base", "validation.accuracy") == pytest.approx(mean, abs=2.01 / rows)
+    assert value(main, "base", "validation.accuracy") == pytest.approx(mean, abs=1.01 / rows)
 
     ablation = found["ablation"]
     same = [value(ablation, name, "test.accuracy") for name in ("+ distillation", "MSE")]
