@@ -29,7 +29,14 @@ from bert_kd.data.batches import bucketed_batches
 from bert_kd.student.losses import DistillationLoss
 from bert_kd.student.model import BiLSTM, Output, Shape
 from bert_kd.student.optimizer import DeferredAdamW
-from bert_kd.student.train import Examples, evaluate, is_as_good, learning_rates, train
+from bert_kd.student.train import (
+    Examples,
+    clip_gradients,
+    evaluate,
+    is_as_good,
+    learning_rates,
+    train,
+)
 
 
 @dataclass(frozen=True)
@@ -181,22 +188,9 @@ class Loop:
             torch.cuda.synchronize(self.device)
         return time.perf_counter() - started
 
-    @torch.no_grad()
     def _clip(self) -> None:
-        """Scale the gradients to a common norm of at most `clip`, the sparse one by its values."""
-        gradients = []
-        for parameter in self.model.parameters():
-            if parameter.grad is None:
-                continue
-            if parameter.grad.is_sparse:
-                parameter.grad = parameter.grad.coalesce()
-                gradients.append(parameter.grad._values())
-            else:
-                gradients.append(parameter.grad)
-        norm = torch.stack([torch.linalg.vector_norm(value) for value in gradients]).norm()
-        scale = (self.config.training.clip / (norm + 1e-6)).clamp(max=1.0)
-        for value in gradients:
-            value.mul_(scale)
+        """Scale the gradients as the package does."""
+        clip_gradients(list(self.model.parameters()), self.config.training.clip)
 
 
 def package_epoch(config: StudentConfig, shape: Shape, examples: Examples, seed: int) -> float:

@@ -157,7 +157,7 @@ def train(
                 )
                 accelerator.backward(losses.total)
                 accelerator.unscale_gradients()
-                norm = _clip(learning, settings.clip)
+                norm = clip_gradients(learning, settings.clip)
                 _step(optimizers, accelerator.scaler, norm)
                 window, last = state.step % FOLLOW_STEPS + 1, state.step + 1 == len(batches)
                 if last or (averaged is not None and window == FOLLOW_STEPS):
@@ -361,7 +361,7 @@ def _catch_up(optimizers: Sequence[AcceleratedOptimizer], *ids: Tensor | None) -
 
 
 @torch.no_grad()
-def _clip(learning: Sequence[Tensor], largest: float) -> Tensor:
+def clip_gradients(learning: Sequence[Tensor], largest: float) -> Tensor:
     """Scale all gradients so that their common norm is at most `largest` (0: as they are); return
     the norm that they had.
 

@@ -413,7 +413,7 @@ def test_of_scaled_gradients_both_optimizers_step_once_or_not_at_all():
             if scaler:
                 for optimizer in optimizers:
                     scaler.unscale_(optimizer.optimizer)
-            norm = train_module._clip([*dense.parameters(), table.weight], 1.0)
+            norm = train_module.clip_gradients([*dense.parameters(), table.weight], 1.0)
             train_module._step(optimizers, scaler, norm)
         if overflow:
             assert scaler.get_scale() == 2.0**13
