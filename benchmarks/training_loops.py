@@ -28,10 +28,9 @@ from bert_kd.config import StudentConfig
 from bert_kd.data.batches import bucketed_batches
 from bert_kd.student.losses import DistillationLoss
 from bert_kd.student.model import BiLSTM, Output, Shape
-from bert_kd.student.optimizer import DeferredAdamW
+from bert_kd.student.optimizer import DeferredAdamW, clip_gradients
 from bert_kd.student.train import (
     Examples,
-    clip_gradients,
     evaluate,
     is_as_good,
     learning_rates,

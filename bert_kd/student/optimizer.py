@@ -1,12 +1,19 @@
-"""AdamW for an embedding, at the cost of the rows that a batch reads."""
+"""What moves a student's weights: AdamW, for the embedding at the cost of the rows that are read.
+
+`DeferredAdamW` is that of the embedding, `StudentOptimizer` the whole: both optimizers, their
+learning rates, clipping and fp16's gradient scaler.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from bert_kd.config import TrainingConfig
 
 CHUNK = 512
 """Rows that are moved in one go: their moments fit a core's cache."""
@@ -135,3 +142,116 @@ class DeferredAdamW(torch.optim.Optimizer):
         state["seen"][rows] = step
         if step % self.WINDOW == 0:
             self.catch_up()
+
+
+class StudentOptimizer:
+    """AdamW of the dense weights and, where there is one, of the embedding's table, whose rows wait
+    until a batch reads them: a step costs what the batch holds, not what the vocabulary does.
+
+    A step is `begin`, `catch_up` with the ids of the batch, forward and backward, `step`.
+    """
+
+    def __init__(
+        self,
+        dense: Sequence[Tensor],
+        table: Tensor | None,
+        settings: TrainingConfig,
+        rate_of_embedding: float,
+        scaler: torch.amp.GradScaler | None = None,
+    ) -> None:
+        """`rate_of_embedding` is the table's learning rate as a multiple of the others'; `scaler`
+        has scaled the loss.
+        """
+        rate, decay = settings.learning_rate, settings.weight_decay
+        self.dense = torch.optim.AdamW(dense, lr=rate, weight_decay=decay, fused=True)
+        self.embedding = None if table is None else DeferredAdamW(table, rate, weight_decay=decay)
+        self._rate_of_embedding, self._clip, self._scaler = rate_of_embedding, settings.clip, scaler
+
+    @property
+    def _all(self) -> list[torch.optim.Optimizer]:
+        return [self.dense] if self.embedding is None else [self.dense, self.embedding]
+
+    @property
+    def learning_rate(self) -> float:
+        """That of the dense weights at the latest step."""
+        rate: float = self.dense.param_groups[0]["lr"]
+        return rate
+
+    def begin(self, rate: float) -> None:
+        """Forget the last step's gradients and set this step's learning rate."""
+        self.dense.zero_grad()
+        self.dense.param_groups[0]["lr"] = rate
+        if self.embedding is not None:
+            self.embedding.zero_grad()
+            self.embedding.param_groups[0]["lr"] = rate * self._rate_of_embedding
+
+    def catch_up(self, *ids: Tensor | None) -> None:
+        """Bring the embedding's rows of these tokens up to this step; without an argument all."""
+        if self.embedding is not None:
+            read = [found.ravel() for found in ids if found is not None]
+            self.embedding.catch_up(torch.cat(read) if read else None)
+
+    def step(self) -> None:
+        """Clip the gradients and move the weights; where a scaled gradient overflowed, move none of
+        them and lower the scale.
+
+        The optimizers share one scaler, and its scale is adapted once a step.
+        """
+        optimizers = self._all
+        if self._scaler is not None:
+            for optimizer in optimizers:
+                self._scaler.unscale_(optimizer)
+        learning = [p for optimizer in optimizers for p in optimizer.param_groups[0]["params"]]
+        norm = clip_gradients(learning, self._clip)
+        if self._scaler is None:
+            for optimizer in optimizers:
+                optimizer.step()
+            return
+        if norm.isfinite():
+            for optimizer in optimizers:
+                self._scaler.step(optimizer)
+        self._scaler.update()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the state, by names that `load` knows."""
+        return {
+            f"{number}.{index}.{key}": torch.as_tensor(value)
+            for number, optimizer in enumerate(self._all)
+            for index, values in optimizer.state_dict()["state"].items()
+            for key, value in values.items()
+        }
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restore what `tensors` gave."""
+        states = [optimizer.state_dict() for optimizer in self._all]
+        for name, value in tensors.items():
+            number, index, key = name.split(".", 2)
+            # DeferredAdamW counts its steps in a plain integer.
+            given = value if value.ndim or value.is_floating_point() else int(value)
+            states[int(number)]["state"].setdefault(int(index), {})[key] = given
+        for optimizer, state in zip(self._all, states, strict=True):
+            optimizer.load_state_dict(state)
+
+
+@torch.no_grad()
+def clip_gradients(learning: Sequence[Tensor], largest: float) -> Tensor:
+    """Scale all gradients so that their common norm is at most `largest` (0: as they are); return
+    the norm that they had.
+
+    A sparse gradient's repeated rows are added up first: the norm is that of the dense gradient.
+    """
+    values = []
+    for parameter in learning:
+        if parameter.grad is None:
+            continue
+        if parameter.grad.is_sparse:
+            parameter.grad = parameter.grad.coalesce()
+            values.append(parameter.grad._values())
+        else:
+            values.append(parameter.grad)
+    norm: Tensor = torch.stack([torch.linalg.vector_norm(value) for value in values]).norm()
+    if largest:
+        scale = (largest / (norm + 1e-6)).clamp(max=1.0)
+        for value in values:
+            value.mul_(scale)
+    return norm

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from accelerate import Accelerator
-from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -35,7 +34,7 @@ from bert_kd.progress import progress, say
 from bert_kd.store import to_json, write_json, write_text, writing
 from bert_kd.student.losses import NO_LABEL, DistillationLoss
 from bert_kd.student.model import UNKNOWN_ID, BiLSTM
-from bert_kd.student.optimizer import DeferredAdamW
+from bert_kd.student.optimizer import StudentOptimizer
 
 CHECKPOINT, HISTORY, METRICS = "checkpoint.safetensors", "history.jsonl", "metrics.json"
 FORMAT = 3
@@ -120,21 +119,26 @@ def train(
     batches_per_epoch = math.ceil(len(examples) / batch_size)
     epochs = settings.epochs_over(len(examples))
     rate = learning_rates(settings, epochs * batches_per_epoch)
-    rate_of_embedding = settings.embedding_rate_from(given=False)
     model, objective = accelerator.prepare(model, objective)
-    optimizers = [
-        accelerator.prepare(optimizer) for optimizer in _optimizers(settings, model, objective)
-    ]
-    learning = [p for p in (*model.parameters(), *objective.parameters()) if p.requires_grad]
+    table = model.embedding.weight
+    optimizer = StudentOptimizer(
+        [p for p in (*model.parameters(), *objective.parameters()) if p is not table],
+        table if table.requires_grad else None,
+        settings,
+        settings.embedding_rate_from(given=False),
+        accelerator.scaler,
+    )
     averaged = deepcopy(model).requires_grad_(False) if settings.ema else None
     best = deepcopy(model).requires_grad_(False)  # the weights of the best epoch so far
 
-    run = _Run(folder, fingerprint, accelerator, model, objective, averaged, best, optimizers)
+    run = _Run(folder, fingerprint, accelerator, model, objective, averaged, best, optimizer)
     state = run.resume()
     if state.step or state.epoch:
         say(f"{name}: goes on in epoch {state.epoch + 1} after batch {state.step}")
 
     lengths = examples.lengths
+    # Word dropout shows it in place of others.
+    unknown = torch.tensor([UNKNOWN_ID], device=accelerator.device)
     started, last_saved = time.monotonic() - state.seconds, time.monotonic()
     total = epochs * len(examples)
     done = state.epoch * len(examples) + state.step * batch_size
@@ -145,23 +149,21 @@ def train(
             batches = bucketed_batches(lengths, batch_size, shuffled)
             for rows in batches[state.step :]:
                 done_steps = state.epoch * len(batches) + state.step
-                _begin(optimizers, rate(done_steps), rate_of_embedding)
+                optimizer.begin(rate(done_steps))
                 ids, batch_lengths, ids_b, lengths_b, labels, logits, features = _batch(
                     examples, rows, accelerator.device
                 )
-                _catch_up(optimizers, ids, ids_b)
+                optimizer.catch_up(ids, ids_b, unknown)
                 with accelerator.autocast():
                     output = model(ids, batch_lengths, ids_b, lengths_b)
                 losses = objective(
                     output.logits.float(), output.pooled.float(), labels, logits, features
                 )
                 accelerator.backward(losses.total)
-                accelerator.unscale_gradients()
-                norm = clip_gradients(learning, settings.clip)
-                _step(optimizers, accelerator.scaler, norm)
+                optimizer.step()
                 window, last = state.step % FOLLOW_STEPS + 1, state.step + 1 == len(batches)
                 if last or (averaged is not None and window == FOLLOW_STEPS):
-                    _catch_up(optimizers)
+                    optimizer.catch_up()
                     _follow(averaged, model, settings.ema, done_steps, window)
 
                 state.step += 1
@@ -193,7 +195,7 @@ def train(
                 "epoch": state.epoch + 1,
                 **dict(zip(("loss", "hard", "soft", "feature"), means, strict=True)),
                 **{f"validation_{key}": value for key, value in measured.items()},
-                "learning_rate": optimizers[0].param_groups[0]["lr"],
+                "learning_rate": optimizer.learning_rate,
                 "seconds": state.seconds,
             }
             state.history = (*state.history, row)
@@ -304,23 +306,6 @@ def _precision(asked: str) -> str:
     return "bf16" if computes_bf16() else "no"
 
 
-def _optimizers(
-    settings: TrainingConfig, model: BiLSTM, objective: DistillationLoss
-) -> list[torch.optim.Optimizer]:
-    """Return AdamW for the dense weights and, unless it is frozen, for the embedding, whose rows
-    wait until a batch reads them: a step costs what the batch holds, not what the vocabulary does.
-    """
-    table = model.embedding.weight
-    dense = [p for p in (*model.parameters(), *objective.parameters()) if p is not table]
-    rate, decay = settings.learning_rate, settings.weight_decay
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(dense, lr=rate, weight_decay=decay, fused=True)
-    ]
-    if table.requires_grad:
-        optimizers.append(DeferredAdamW(table, lr=rate, weight_decay=decay))
-    return optimizers
-
-
 def learning_rates(settings: TrainingConfig, steps: int) -> Callable[[int], float]:
     """Return the learning rate at a step: a linear rise, then cosine, linear or constant."""
     rising = max(int(settings.warmup * steps), 1)
@@ -336,70 +321,6 @@ def learning_rates(settings: TrainingConfig, steps: int) -> Callable[[int], floa
         )
 
     return lambda step: settings.learning_rate * factor(step)
-
-
-def _begin(optimizers: Sequence[AcceleratedOptimizer], rate: float, of_embedding: float) -> None:
-    """Forget the last step's gradients and set this step's learning rate, the embedding's to
-    `of_embedding` times that of the rest.
-    """
-    for optimizer in optimizers:
-        optimizer.zero_grad()
-        for group in optimizer.param_groups:
-            deferred = isinstance(optimizer.optimizer, DeferredAdamW)
-            group["lr"] = rate * of_embedding if deferred else rate
-
-
-def _catch_up(optimizers: Sequence[AcceleratedOptimizer], *ids: Tensor | None) -> None:
-    """Bring the embedding's rows of these tokens, and the one that word dropout shows instead, up
-    to this step; without an argument all rows.
-    """
-    for optimizer in optimizers:
-        if isinstance(optimizer.optimizer, DeferredAdamW):
-            read = [found.ravel() for found in ids if found is not None]
-            unknown = [found.new_tensor([UNKNOWN_ID]) for found in read[:1]]
-            optimizer.optimizer.catch_up(torch.cat(read + unknown) if read else None)
-
-
-@torch.no_grad()
-def clip_gradients(learning: Sequence[Tensor], largest: float) -> Tensor:
-    """Scale all gradients so that their common norm is at most `largest` (0: as they are); return
-    the norm that they had.
-
-    A sparse gradient's repeated rows are added up first: the norm is that of the dense gradient.
-    """
-    values = []
-    for parameter in learning:
-        if parameter.grad is None:
-            continue
-        if parameter.grad.is_sparse:
-            parameter.grad = parameter.grad.coalesce()
-            values.append(parameter.grad._values())
-        else:
-            values.append(parameter.grad)
-    norm: Tensor = torch.stack([torch.linalg.vector_norm(value) for value in values]).norm()
-    if largest:
-        scale = (largest / (norm + 1e-6)).clamp(max=1.0)
-        for value in values:
-            value.mul_(scale)
-    return norm
-
-
-def _step(
-    optimizers: Sequence[AcceleratedOptimizer], scaler: torch.amp.GradScaler | None, norm: Tensor
-) -> None:
-    """Move the weights; where a scaled gradient overflowed none of them, but lower the scale.
-
-    The optimizers share one scaler, so its scale is adapted once a step: accelerate would do that
-    for each, and the second would divide its gradients by the scale again.
-    """
-    if scaler is None:
-        for optimizer in optimizers:
-            optimizer.step()
-        return
-    if norm.isfinite():
-        for optimizer in optimizers:
-            scaler.step(optimizer.optimizer)
-    scaler.update()
 
 
 @torch.no_grad()
@@ -425,7 +346,7 @@ class _Run:
     objective: DistillationLoss
     averaged: BiLSTM | None
     best: BiLSTM
-    optimizers: Sequence[Any]
+    optimizer: StudentOptimizer
 
     def save(self, state: State) -> None:
         """Write the checkpoint and the history."""
@@ -434,12 +355,7 @@ class _Run:
         tensors |= {f"objective.{key}": value for key, value in self.objective.state_dict().items()}
         if self.averaged is not None:
             tensors |= {f"ema.{key}": value for key, value in self.averaged.state_dict().items()}
-        for number, optimizer in enumerate(self.optimizers):
-            for index, values in optimizer.state_dict()["state"].items():
-                tensors |= {
-                    f"optimizer.{number}.{index}.{key}": torch.as_tensor(value)
-                    for key, value in values.items()
-                }
+        tensors |= {f"optimizer.{key}": value for key, value in self.optimizer.tensors().items()}
         tensors["rng.cpu"] = torch.get_rng_state()
         if self.accelerator.device.type == "cuda":
             tensors["rng.cuda"] = torch.cuda.get_rng_state()
@@ -489,14 +405,7 @@ class _Run:
         self.objective.load_state_dict(part("objective."))
         if self.averaged is not None:
             self.averaged.load_state_dict(part("ema."))
-        for number, optimizer in enumerate(self.optimizers):
-            whole = optimizer.state_dict()
-            for key, value in part(f"optimizer.{number}.").items():
-                index, name = key.split(".", 1)
-                # DeferredAdamW counts its steps in a plain integer.
-                given = value if value.ndim or value.is_floating_point() else int(value)
-                whole["state"].setdefault(int(index), {})[name] = given
-            optimizer.load_state_dict(whole)
+        self.optimizer.load(part("optimizer."))
         if self.accelerator.scaler is not None and facts["scaler"]:
             self.accelerator.scaler.load_state_dict(facts["scaler"])
         torch.set_rng_state(tensors["rng.cpu"])

@@ -20,6 +20,7 @@ from bert_kd.config import LossConfig, StudentConfig, TrainingConfig
 from bert_kd.errors import StudentError
 from bert_kd.student import train as train_module
 from bert_kd.student.model import BiLSTM, Shape
+from bert_kd.student.optimizer import StudentOptimizer
 from bert_kd.student.train import CHECKPOINT, Examples, evaluate, is_as_good, predict, train
 
 Maker = Callable[..., Examples]
@@ -342,13 +343,11 @@ def test_the_embedding_has_a_learning_rate_of_its_own(tmp_path: Path, make_examp
     assert moved == pytest.approx(config.training.learning_rate * share, rel=0.01)
 
 
-def with_dense_adamw(settings: TrainingConfig, model: BiLSTM, objective: torch.nn.Module):
-    """Optimizers as `_optimizers` makes them, but for the embedding: a dense gradient, AdamW."""
-    model.embedding.sparse = False
-    weights = [*model.parameters(), *objective.parameters()]
-    return [
-        torch.optim.AdamW(weights, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    ]
+class DenseOptimizer(StudentOptimizer):
+    """As the package's, but for the embedding: a dense gradient, torch's own AdamW."""
+
+    def __init__(self, dense, table, settings, rate_of_embedding, scaler):
+        super().__init__([*dense, table], None, settings, rate_of_embedding, scaler)
 
 
 @pytest.mark.parametrize(
@@ -379,9 +378,10 @@ def test_rows_that_wait_end_where_adamw_has_them(
     monkeypatch.setattr(train_module, "evaluate", note)
     for name in ("deferred", "dense"):
         if name == "dense":
-            monkeypatch.setattr(train_module, "_optimizers", with_dense_adamw)
+            monkeypatch.setattr(train_module, "StudentOptimizer", DenseOptimizer)
         torch.manual_seed(0)
         model = BiLSTM(Shape(60, 12, 8, 1, "max", 8, 3, pair, pair, 0.0, word_dropout=word_dropout))
+        model.embedding.sparse = name == "deferred"
         start = model.embedding.weight.detach().clone()
         folder = tmp_path / name
         train(config, model, examples, validation, folder, seed=5, name="x", fingerprint="f")
@@ -396,25 +396,18 @@ def test_of_scaled_gradients_both_optimizers_step_once_or_not_at_all():
         torch.manual_seed(0)
         dense, table = torch.nn.Linear(4, 2), torch.nn.Embedding(9, 4, sparse=True)
         before = [dense.weight.detach().clone(), table.weight.detach().clone()]
-        accelerator = train_module.Accelerator()
-        optimizers = [
-            accelerator.prepare(torch.optim.AdamW(dense.parameters(), lr=0.1)),
-            accelerator.prepare(train_module.DeferredAdamW(table.weight, lr=0.1)),
-        ]
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16) if scaled else None
+        settings = TrainingConfig(clip=1.0)
+        optimizer = StudentOptimizer([*dense.parameters()], table.weight, settings, 1.0, scaler)
         for _ in range(3):
             ids = torch.tensor([2, 3])
-            train_module._begin(optimizers, 0.1, 1.0)
-            train_module._catch_up(optimizers, ids)
+            optimizer.begin(0.1)
+            optimizer.catch_up(ids)
             loss = (dense(table(ids)) * 1e-6).square().sum()
             (scaler.scale(loss) if scaler else loss).backward()
             if overflow:
                 dense.weight.grad[0, 0] = torch.inf
-            if scaler:
-                for optimizer in optimizers:
-                    scaler.unscale_(optimizer.optimizer)
-            norm = train_module.clip_gradients([*dense.parameters(), table.weight], 1.0)
-            train_module._step(optimizers, scaler, norm)
+            optimizer.step()
         if overflow:
             assert scaler.get_scale() == 2.0**13
         return [dense.weight.detach() - before[0], table.weight.detach() - before[1]]
