@@ -227,7 +227,7 @@ _ALL = (
         "mrpc.toml",
         "mrpc",
         curve=curves((5, 10, 20, 40)),
-        teachers=teachers((5e-5, 2e-4), (4, 16)),
+        teachers=teachers((5e-5, 2e-4), (3, 10)),
     ),
     Suite(
         "helpdesk",
