@@ -337,8 +337,8 @@ def training_accuracy(found: Json) -> Iterator[str]:
     yield ""
     yield (
         f"Gold labels of {config['set']}, {config['epochs']} epochs, {config['seeds']} seeds; "
-        "accuracy on validation and test together, on the first of which both loops choose, by the "
-        "same rule, which epoch they keep; means over seeds."
+        "accuracy on validation, test and held out rows of train together, on the first of which "
+        "both loops choose, by the same rule, which epoch they keep; means over seeds."
     )
     yield ""
     for hidden in metrics_of(rows, "accuracy"):

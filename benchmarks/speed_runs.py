@@ -58,6 +58,10 @@ class Labelled:
     def classes(self) -> int:
         return int(self.labels.max()) + 1
 
+    def take(self, rows: npt.NDArray[np.int64]) -> Labelled:
+        """Return these rows alone, in the given order."""
+        return Labelled([self.texts[row] for row in rows], self.labels[rows])
+
 
 def data_folder(above: Path | None, name: str) -> Path:
     """Return the folder of the data set `name` in the folder `above` (None: of the environment

@@ -117,9 +117,13 @@ def test_training_runs_to_the_document(tiny_bert, tmp_path):
     assert found["config"]["device"] == str(training_device())
     assert all(row["value"] > 0 for row in found["rows"])
     more = [*few, "--rows", "32", "--accuracy", "--seeds", "2", "--epochs", "1"]
+    more += ["--held-out", "16"]
     found = run(training, more, tmp_path, "training-accuracy")
     accuracy = speed_runs.value_of(found["rows"], training.PACKAGE, "h8.accuracy")
     assert accuracy is not None and 0 <= accuracy <= 1
+    judged = speed_runs.value_of(found["rows"], training.PACKAGE, "h8.judged_rows")
+    splits = [speed_runs.read_split(speed_runs.HELPDESK, name) for name in ("validation", "test")]
+    assert judged == 16 + sum(len(split) for split in splits)
     speed_docs.write_docs(tmp_path, tmp_path / "docs" / "speed.md")
     page = (tmp_path / "docs" / "speed.md").read_text(encoding="utf-8")
     assert "| + deferred embedding |" in page and "Difference in points" in page
