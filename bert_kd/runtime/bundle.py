@@ -11,20 +11,22 @@ Format 1, which had no native runtime, is read as well. `native.safetensors` sta
 memory while its engine lives: a bundle in use is replaced as a whole, by renaming, as `export`
 does; who writes into that file ends the processes that read it (SIGBUS).
 
-Here: `Bundle`, `read_bundle`, `verify`. Not here: making one (`export.py`) and answering
-(`predictor.py`).
+Here: `Bundle`, `read_bundle`, `verify`, and `read_whole` for folders that may be replaced while
+they are read. Not here: making one (`export.py`) and answering (`predictor.py`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args
 
-from bert_kd.errors import BundleError
+from bert_kd.errors import BundleError, UserError
 from bert_kd.runtime.agreement import Agreement
 from bert_kd.runtime.digests import checksum, sha256
 from bert_kd.runtime.engine import EngineName, Precision
@@ -36,7 +38,15 @@ TOKENIZER, FACTS, CARD = "tokenizer.json", "bundle.json", "README.md"
 MODELS: Mapping[EngineName, str] = {"native": NATIVE, "onnx": MODEL}
 """The file that each engine runs."""
 
+ATTEMPTS = 5
+"""At reading a bundle that is replaced meanwhile."""
+PAUSE_SECONDS = 0.02
+"""Between attempts, where there is no bundle: the old folder is renamed before the new one."""
+
 Kind = TypeVar("Kind")
+Made = TypeVar("Made")
+Signature = tuple[tuple[str, int, int, int], ...]
+"""Name, inode, time and size of a bundle's files."""
 
 
 def _versions() -> dict[str, str]:
@@ -139,6 +149,41 @@ def verify(bundle: Bundle, names: Iterable[str] | None = None, digests: bool = T
             raise BundleError(f"{path} is missing: copy or export the bundle again")
         if digests:
             _compare(path, bundle.files[name], bundle.checksums.get(name))
+
+
+def signature(folder: Path) -> Signature | None:
+    """Return what tells a bundle from one that replaces it, None where there is none just now."""
+    found = []
+    for name in (FACTS, TOKENIZER, *MODELS.values()):
+        try:
+            facts = os.stat(folder / name)
+        except OSError:
+            if name == FACTS:
+                return None
+            continue
+        found.append((name, facts.st_ino, facts.st_mtime_ns, facts.st_size))
+    return tuple(found)
+
+
+def read_whole(folder: Path, read: Callable[[], Made]) -> tuple[Made, Signature]:
+    """Return what `read` makes of the bundle in `folder`, and the bundle's signature.
+
+    All of it is of one version: where the bundle is replaced meanwhile, it is read again. Raises
+    what `read` raises of a bundle that stays, and BundleError where it keeps changing.
+    """
+    for left in reversed(range(ATTEMPTS)):
+        seen = signature(folder)
+        try:
+            made = read()
+        except (UserError, OSError):
+            if seen == signature(folder) and (seen is not None or not left):
+                raise
+        else:
+            if seen is not None and seen == signature(folder):
+                return made, seen
+        if seen is None:
+            time.sleep(PAUSE_SECONDS)
+    raise BundleError(f"{folder} keeps changing while it is read: try again when it is whole")
 
 
 def _compare(path: Path, digest: str, quick: str | None) -> None:

@@ -8,6 +8,7 @@ HTTP (`bert_kd.serve`).
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from bert_kd.errors import BundleError, DataError
-from bert_kd.runtime.bundle import MODELS, TOKENIZER, Bundle, read_bundle
+from bert_kd.runtime.bundle import MODELS, TOKENIZER, Bundle, read_bundle, read_whole
 from bert_kd.runtime.bundle import verify as verify_files
 from bert_kd.runtime.engine import Engine, EngineName, Floats, read_tokenizer
 from bert_kd.runtime.native import engine as native
@@ -40,7 +41,8 @@ def load(
     `engine`: "auto" is the native runtime where it is installed and the bundle holds a model for
     it, else ONNX Runtime. `threads`: CPU threads of the model, None: one for each core that this
     process may use. `verify` compares the files that the engine reads with the checksums in
-    `bundle.json`; their structure is always checked. Raises BundleError where the bundle is
+    `bundle.json`; their structure is always checked. A bundle that is replaced meanwhile, by
+    renaming as `bert-kd export` does, is read again. Raises BundleError where the bundle is
     missing, damaged, foreign, or has no such engine, or `threads` is no number of threads;
     MissingExtra where ONNX Runtime is needed and not installed.
     """
@@ -51,15 +53,29 @@ def load(
             f"threads is {threads!r}: give a whole number from 1 to {MOST_THREADS}, or None for "
             "all cores"
         )
-    facts = read_bundle(bundle)
-    chosen = _choose(facts, engine)
-    verify_files(facts, (MODELS[chosen], TOKENIZER), digests=verify)
-    return Predictor(facts, _open(facts, chosen, threads))
+    count = None if threads is None else operator.index(threads)
+
+    def read() -> Predictor:
+        facts = read_bundle(bundle)
+        chosen = _choose(facts, engine)
+        verify_files(facts, (MODELS[chosen], TOKENIZER), digests=verify)
+        return Predictor(facts, _open(facts, chosen, count), count)
+
+    predictor, _ = read_whole(Path(bundle), read)
+    return predictor
 
 
 def _is_count(threads: Any) -> bool:
-    # To Python, True is 1.
-    return isinstance(threads, int) and type(threads) is not bool and 1 <= threads <= MOST_THREADS
+    return _is_whole(threads) and 1 <= threads <= MOST_THREADS
+
+
+def _is_whole(value: Any) -> bool:
+    """Whether it is a whole number, Python's or numpy's; True is none here."""
+    try:
+        operator.index(value)
+    except TypeError:
+        return False
+    return not isinstance(value, bool)
 
 
 def _choose(bundle: Bundle, wanted: Engines) -> EngineName:
@@ -95,10 +111,18 @@ def _open(bundle: Bundle, name: EngineName, threads: int | None) -> Engine:
 
 @dataclass(frozen=True)
 class Predictor:
-    """Answers texts with labels and scores. Safe to call from several threads at once."""
+    """Answers texts with labels and scores. Safe to call from several threads at once.
+
+    Pickled or copied it is the bundle's folder, loaded again: a pool of processes may take it.
+    """
 
     bundle: Bundle
     engine: Engine
+    threads: int | None = None
+    """As `load` was asked for."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return load, (self.bundle.folder.absolute(), self.engine.name, self.threads)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -122,7 +146,7 @@ class Predictor:
         these, BundleError for single texts where pairs are needed and the reverse.
         """
         if top_k is not UNSET and top_k is not None:
-            if not isinstance(top_k, int) or isinstance(top_k, bool):
+            if not _is_whole(top_k):
                 raise TypeError(f"top_k is {top_k!r}: give a number, or None for all labels")
             if top_k < 1:
                 raise ValueError(f"top_k is {top_k}: give 1 or more, or None for all labels")
@@ -157,8 +181,10 @@ class Predictor:
                 f"the bundle {self.bundle.name!r} reads single texts, and a pair was given: leave "
                 "the second text out"
             )
-        if isinstance(texts, str) or isinstance(texts_b, str):
-            raise TypeError("texts is one string: give a list of texts")
+        if type(texts) is not list:
+            _require_list(texts, "texts")
+        if texts_b is not None and type(texts_b) is not list:
+            _require_list(texts_b, "texts_b")
         if texts_b is not None and len(texts_b) != len(texts):
             raise DataError(f"{len(texts)} texts stand beside {len(texts_b)} second texts")
         try:
@@ -227,6 +253,15 @@ class Predictor:
             {"label": self.labels[at], "score": math.exp(logits[at] - largest) / total}
             for at in order
         ]
+
+
+def _require_list(texts: Any, name: str) -> None:
+    """Raise TypeError where `texts` is nothing that has a length and an order, as a list has."""
+    if isinstance(texts, str):
+        raise TypeError(f"{name} is one string: give a list of texts")
+    ordered = hasattr(texts, "__len__") and hasattr(texts, "__getitem__")
+    if not ordered or isinstance(texts, Mapping) or getattr(texts, "ndim", 1) != 1:
+        raise TypeError(f"{name} is a {type(texts).__name__}: give a list of texts")
 
 
 def _require_texts(texts: Sequence[Any]) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bert_kd.errors import BundleError, UserError
-from bert_kd.runtime.bundle import FACTS, MODELS, TOKENIZER, read_bundle
+from bert_kd.runtime.bundle import TOKENIZER, Signature, read_bundle, read_whole, signature
 from bert_kd.runtime.predictor import Predictor
 from bert_kd.serve.batcher import Batcher
 from bert_kd.serve.wire import BundleInfo
@@ -26,12 +26,8 @@ from bert_kd.serve.wire import BundleInfo
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-Signature = tuple[tuple[str, int, int, int], ...]
-"""Name, inode, time and size of a bundle's files."""
 NAME = re.compile(r"[\w.-]+")
 """A name that is given to a bundle."""
-ATTEMPTS = 5
-"""At loading a bundle that is replaced meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +83,13 @@ class Reload:
 class Model:
     """A predictor and the batcher before it."""
 
-    def __init__(
-        self, name: str, predictor: Predictor, batcher: Batcher, signature: Signature
-    ) -> None:
+    signature: Signature = ()
+    """Of the bundle, as it was loaded."""
+
+    def __init__(self, name: str, predictor: Predictor, batcher: Batcher) -> None:
         self.name = name
         self.predictor = predictor
         self.batcher = batcher
-        self.signature = signature
         bundle = predictor.bundle
         self.pair = predictor.pair
         self.labels = predictor.labels
@@ -193,36 +189,15 @@ class Models:
     def _load(self, source: Source) -> Model:
         """Return the model of a source's folder, all of one version."""
         folder = Path(source.folder)
-        for _ in range(ATTEMPTS):
-            seen = signature(folder)
-            try:
-                predictor = self._open(folder)
-                if not source.given and predictor.bundle.name != source.name:
-                    raise BundleError(
-                        f"{folder} now holds the bundle {predictor.bundle.name!r}, and it is "
-                        f"served as {source.name!r}: start the server anew to serve the other"
-                    )
-                model = Model(
-                    source.name, predictor, self._make_batcher(source.name, predictor), seen or ()
+
+        def read() -> Model:
+            predictor = self._open(folder)
+            if not source.given and predictor.bundle.name != source.name:
+                raise BundleError(
+                    f"{folder} now holds the bundle {predictor.bundle.name!r}, and it is "
+                    f"served as {source.name!r}: start the server anew to serve the other"
                 )
-            except (UserError, FileNotFoundError):
-                if seen is not None and seen == signature(folder):
-                    raise
-                continue  # it was replaced in between
-            if seen is not None and seen == signature(folder):
-                return model
-        raise BundleError(f"{folder} keeps changing while it is loaded, or is no bundle")
+            return Model(source.name, predictor, self._make_batcher(source.name, predictor))
 
-
-def signature(folder: Path) -> Signature | None:
-    """Return what tells a bundle from one that replaces it, None where there is none just now."""
-    found = []
-    for name in (FACTS, TOKENIZER, *MODELS.values()):
-        try:
-            facts = os.stat(folder / name)
-        except OSError:
-            if name == FACTS:
-                return None
-            continue
-        found.append((name, facts.st_ino, facts.st_mtime_ns, facts.st_size))
-    return tuple(found)
+        model, model.signature = read_whole(folder, read)
+        return model

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import pytest
 from small_students import ENGINES, LABELS, make_bundle, needs_native
 
 from bert_kd.errors import BundleError
-from bert_kd.runtime.bundle import read_bundle, verify
+from bert_kd.runtime.bundle import ATTEMPTS, read_bundle, read_whole, signature, verify
 from bert_kd.runtime.predictor import load
 
 READ = [
@@ -265,3 +266,67 @@ def test_labels_in_another_order_than_the_models(copy, engine):
     edit(copy, lambda facts: facts["labels"].reverse())
     with pytest.raises(BundleError, match="was made for the labels"):
         load(copy, engine)
+
+
+def test_the_signature_tells_a_bundle_from_the_next(copy, tmp_path):
+    seen = signature(copy)
+    assert seen == signature(copy) != signature(shutil.copytree(copy, tmp_path / "next"))
+    os.utime(copy / "tokenizer.json", ns=(1, 1))
+    assert signature(copy) != seen
+    assert signature(tmp_path / "none") is None
+
+
+def test_a_bundle_that_is_replaced_while_it_is_read_is_read_again(copy, tmp_path):
+    others = [shutil.copytree(copy, tmp_path / f"next{number}") for number in range(2)]
+    read = []
+
+    def replaced():
+        read.append(signature(copy))
+        if len(read) == 1:  # as it fails where files of two versions meet
+            shutil.rmtree(copy)
+            others.pop().rename(copy)
+            raise BundleError("damaged")
+        if len(read) == 2:  # and as it may succeed
+            shutil.rmtree(copy)
+            others.pop().rename(copy)
+        return len(read)
+
+    assert read_whole(copy, replaced) == (3, signature(copy))
+    assert len(set(read)) == 3
+
+
+def test_a_bundle_that_is_away_for_a_moment_is_waited_for(copy, tmp_path):
+    copy.rename(tmp_path / "away")
+    read = []
+
+    def back_soon():
+        read.append(1)
+        if len(read) == 2:
+            (tmp_path / "away").rename(copy)
+            raise FileNotFoundError
+        return read_bundle(copy).name
+
+    assert read_whole(copy, back_soon)[0] == read_bundle(copy).name
+
+
+def test_a_bundle_that_stays_wrong_or_never_stays(copy, tmp_path):
+    read = []
+
+    def fail():
+        read.append(1)
+        raise BundleError("damaged")
+
+    with pytest.raises(BundleError, match="^damaged$"):
+        read_whole(copy, fail)
+    assert len(read) == 1  # it is as it was: no reason to try again
+    with pytest.raises(BundleError, match="not a bundle"):
+        load(tmp_path / "none")
+
+    def touch():
+        read.append(1)
+        os.utime(copy / "bundle.json", ns=(len(read), len(read)))
+
+    read.clear()
+    with pytest.raises(BundleError, match="keeps changing"):
+        read_whole(copy, touch)
+    assert len(read) == ATTEMPTS

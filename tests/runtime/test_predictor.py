@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
+import pickle
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -206,6 +208,9 @@ def test_lists_of_what_is_no_text_are_refused(single):
         single.logits(["a", float("nan")])
     with pytest.raises(TypeError, match="one string"):
         single.logits("a film")
+    for odd in (iter(["a"]), None, {"a"}, {"a": 1}, np.array("a"), np.array([["a"]])):
+        with pytest.raises(TypeError, match=f"texts is a {type(odd).__name__}: give a list"):
+            single.probabilities(odd)
     with pytest.raises(DataError, match="text 2 is not valid Unicode"):
         single(["a", "b", "\ud800"])
 
@@ -216,6 +221,19 @@ def test_lists_of_what_is_no_text_are_refused(single):
 def test_wrong_top_k(single, top_k, error):
     with pytest.raises(error, match="top_k is"):
         single("a", top_k=top_k)
+
+
+def test_numbers_and_texts_of_numpy(bundle, single):
+    assert single("a", top_k=np.int64(1)) == single("a", top_k=1)
+    texts = np.array(["a film", "bad"])
+    assert np.array_equal(single.logits(texts), single.logits(texts.tolist()))
+    assert load(bundle, threads=np.int64(2)).threads == 2
+
+
+def test_it_goes_to_other_processes(single):
+    again = pickle.loads(pickle.dumps(single))
+    assert (again.engine.name, again.threads) == (single.engine.name, 1)
+    assert again("a film") == single("a film") == copy.deepcopy(single)("a film")
 
 
 def test_pairs_and_single_texts_are_not_mixed_up(single, pair):

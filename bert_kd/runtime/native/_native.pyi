@@ -57,7 +57,7 @@ class Model:
         threads: int = 1,
     ) -> npt.NDArray[np.float32]:
         """Return logits [texts, classes]; text i is `ids[offsets[i] : offsets[i + 1]]`, never
-        empty.
+        empty. No other thread may write into the arrays meanwhile.
 
         Raises ValueError where ids or offsets don't fit the student or each other, TypeError where
         they are of a type that does not fit, RuntimeError where a token's row of the folded

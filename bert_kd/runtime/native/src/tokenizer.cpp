@@ -214,7 +214,8 @@ bool Tokenizer::encode(std::string_view utf8, Ids& ids) const {
   const std::size_t first = ids.size();
   // Where the end is cut off, what lies behind need not be found.
   const bool stops = rules_.max_tokens && !rules_.keep_end;
-  const std::size_t enough = stops ? first + rules_.max_tokens : SIZE_MAX;
+  const std::size_t enough =
+      stops ? first + std::min(rules_.max_tokens, SIZE_MAX - first) : SIZE_MAX;
   for (std::string_view rest = utf8; !rest.empty() && ids.size() < enough;) {
     const auto [at, added] = find_added(rest);
     if (!append_text(rest.substr(0, at), enough, work, ids)) {
