@@ -199,5 +199,6 @@ class Models:
                 )
             return Model(source.name, predictor, self._make_batcher(source.name, predictor))
 
-        model, model.signature = read_whole(folder, read)
+        model, seen = read_whole(folder, read)
+        model.signature = seen
         return model
