@@ -126,7 +126,7 @@ def writing(path: Path) -> Iterator[Path]:
     failure remove it.
 
     A reader sees the old file or the whole new one, never a part. Raises UserError where the disk
-    is full or the folder cannot be written to.
+    is full or `path` cannot be made there; an error of the block about other files stays as it is.
     """
     aside = _aside(path)
     try:
@@ -137,6 +137,7 @@ def writing(path: Path) -> Iterator[Path]:
         _sync_folder(path.parent)
     except Exception as error:
         _raise_if_full(error, path.parent)
+        _raise_if_about(error, aside, path)
         raise
     finally:
         aside.unlink(missing_ok=True)
@@ -166,6 +167,7 @@ def writing_folder(path: Path) -> Iterator[Path]:
         _sync_folder(path.parent)
     except Exception as error:
         _raise_if_full(error, path.parent)
+        _raise_if_about(error, aside, path)
         raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -196,8 +198,16 @@ def remove_leftovers(path: Path, age: float = LEFTOVER_SECONDS) -> None:
 def _aside(path: Path) -> Path:
     """Return a new name beside `path`; sweep away what killed writers of it left behind."""
     make_folder(path.parent)
-    remove_leftovers(path)
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        remove_leftovers(path)
+        # Refuse before any work, and here: not every library says which file an error is about.
+        aside.touch()
+        aside.unlink()
+    except OSError as error:
+        _raise_if_full(error, path.parent)
+        raise _unwritable(error, path) from error
+    return aside
 
 
 def _raise_if_full(error: Exception, folder: Path) -> None:
@@ -208,6 +218,16 @@ def _raise_if_full(error: Exception, folder: Path) -> None:
             f"no space left on the disk of {folder}: free some and run the same command again; "
             "everything finished before this file is kept"
         ) from error
+
+
+def _raise_if_about(error: Exception, aside: Path, path: Path) -> None:
+    """Raise UserError where `error` is the system's about `aside`."""
+    if isinstance(error, OSError) and error.filename in (aside, str(aside)):
+        raise _unwritable(error, path) from error
+
+
+def _unwritable(error: OSError, path: Path) -> UserError:
+    return UserError(f"{path} cannot be written ({error.strerror}): choose another name or place")
 
 
 def _sync_folder(folder: Path) -> None:

@@ -59,6 +59,8 @@ def test_other_errors_of_the_system_are_not_hidden(tmp_path: Path):
     with pytest.raises(PermissionError), writing(tmp_path / "a") as aside:
         aside.write_text("x")
         raise PermissionError(errno.EACCES, "no")
+    with pytest.raises(FileNotFoundError), writing(tmp_path / "a"):
+        (tmp_path / "other").read_text()
 
 
 def test_a_folder_is_replaced_as_a_whole(tmp_path: Path):
@@ -121,6 +123,33 @@ def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="cannot be made .* choose another place"):
         write_text(tmp_path / "file" / "a.txt", "x")
+
+
+@pytest.mark.parametrize("write", [writing, writing_folder])
+def test_a_place_that_takes_no_files_is_refused_before_any_work(write, tmp_path: Path):
+    for path in (Path("/proc/a"), tmp_path / ("a" * 245), tmp_path / ("a" * 300)):
+        with pytest.raises(UserError, match="cannot be written .*: choose another name or place"):
+            with write(path):
+                pytest.fail("begun")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_may_not_be_written_to_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(self: Path, *_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "touch", refuse)  # tests may run as root, which may write anywhere
+    with pytest.raises(UserError, match=r"a\.txt cannot be written \(Permission denied\)"):
+        write_text(tmp_path / "a.txt", "x")
+
+
+def test_a_folder_in_the_place_of_a_file_is_named(tmp_path: Path):
+    (tmp_path / "a").mkdir()
+    with pytest.raises(UserError, match=r"a cannot be written \(Is a directory\)"):
+        write_text(tmp_path / "a", "x")
+    assert not leftovers(tmp_path)
 
 
 def test_a_full_disk_is_recognised_in_words_too(tmp_path: Path):

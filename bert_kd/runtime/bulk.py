@@ -23,7 +23,14 @@ from bert_kd.runtime.engine import Floats
 from bert_kd.runtime.kept_answers import keeping, key_of
 from bert_kd.runtime.pipeline import ahead, behind
 from bert_kd.runtime.predictor import Predictor
-from bert_kd.runtime.row_files import Column, Part, ending, read_parts, writing_parts
+from bert_kd.runtime.row_files import (
+    Column,
+    Part,
+    ending,
+    read_parts,
+    require_file,
+    writing_parts,
+)
 from bert_kd.store import fingerprint, writing
 
 BATCH_ROWS = 16384
@@ -82,7 +89,8 @@ def predict_file(
     `.<output>.answers` beside `output`, and the same call goes on after them.
 
     Raises DataError where a file, row or column cannot be used, or another run makes the same
-    output; BundleError where a bundle of pairs is given one text and the reverse.
+    output; BundleError where a bundle of pairs is given one text and the reverse; UserError where
+    `output` cannot be written where it is to be.
     """
     _check(predictor, source, output, text_b, overwrite)
     total = count_parquet_rows(source) if ending(source) == ".parquet" else None
@@ -149,11 +157,15 @@ def _check(
         raise BundleError(
             f"the bundle {predictor.bundle.name!r} reads single texts: leave text_b (--text-b) out"
         )
-    ending(source)
+    require_file(source)
     ending(output)
-    if not source.is_file():
-        raise DataError(f"{source}: there is no such file")
-    if output.exists():
+    try:
+        there = output.exists()
+    except OSError as error:
+        raise DataError(
+            f"{output} cannot be written ({error.strerror}): give the output another name or place"
+        ) from None
+    if there:
         if output.samefile(source):
             raise DataError(f"{output} is the input itself: give the output another name")
         if output.is_dir():

@@ -91,11 +91,19 @@ class KeptAnswers:
         self._write(key, scores)
 
     def open(self) -> None:
-        """Go on with what is there. Raises DataError where another run goes on with it just now."""
+        """Go on with what is there.
+
+        Raises DataError where another run goes on with it just now, or it cannot be opened.
+        """
         try:
             file = self._path.open("r+b")
         except FileNotFoundError:
             return
+        except OSError as error:
+            raise DataError(
+                f"{self._path}, which keeps the answers until the output is whole, cannot be "
+                f"opened ({error.strerror}): give the output another name or place"
+            ) from None
         self._lock(file)
         remove_leftovers(self._output, age=0.0)  # of the run that was killed
         if file.readline(LONGEST_HEADER) != self._header():
@@ -158,7 +166,7 @@ class KeptAnswers:
 def keeping(output: Path, model: str) -> Iterator[KeptAnswers]:
     """Yield the answers kept for `output` by this model; they go when the block ends well.
 
-    Raises DataError where another run keeps its answers there just now.
+    Raises DataError where another run keeps its answers there just now, or they cannot be kept.
     """
     kept = KeptAnswers(output, model)
     kept.open()

@@ -16,12 +16,13 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import date, time, timedelta
 from decimal import Decimal
 from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
+from uuid import UUID
 
 import numpy as np
 import numpy.typing as npt
@@ -54,31 +55,22 @@ class Part:
     """Some rows of a file, one after the other."""
 
     names: list[str]
-    """Of the columns, in order; of JSON lines, every key that occurs in this part."""
+    """Of the file's columns, in order; of JSON lines, every key that occurs in this part."""
     rows: pa.Table | list[Row]
     lines: list[int]
     """Number of each row's line (text files) or row (Parquet), from 1."""
+    added: Mapping[str, Column] = field(default_factory=dict)
+    """Columns to the right of the file's own."""
 
     def values(self, name: str) -> list[Any]:
-        """Return a column's values."""
+        """Return the values of one of the file's columns."""
         if isinstance(self.rows, list):
             return [row.get(name) for row in self.rows]
         return list(self.rows.column(name).to_pylist())
 
     def with_columns(self, columns: Mapping[str, Column]) -> Part:
-        """Return this part with `columns` to the right of its own."""
-        names = [*self.names, *columns]
-        if not isinstance(self.rows, list):
-            table = self.rows
-            for name, column in columns.items():
-                table = table.append_column(name, _array(column))
-            return Part(names, table, self.lines)
-        values = zip(*(_plain(column) for column in columns.values()), strict=True)
-        rows = [
-            row | dict(zip(columns, more, strict=True))
-            for row, more in zip(self.rows, values, strict=True)
-        ]
-        return Part(names, rows, self.lines)
+        """Return this part with `columns` to the right of the file's own."""
+        return replace(self, added=columns)
 
 
 Write = Callable[[Part], None]
@@ -98,13 +90,27 @@ def ending(path: Path) -> str:
     return found
 
 
+def require_file(path: Path) -> None:
+    """Raise DataError where `path` is not a file of a known format that can be opened."""
+    try:
+        if path.is_dir():
+            raise DataError(f"{path} is a folder: give a file in it")
+        ending(path)
+        if not path.is_file():
+            raise DataError(f"{path}: there is no such file")
+        path.open("rb").close()
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be read ({error.strerror}): give a file that can be"
+        ) from None
+
+
 def read_parts(path: Path, rows: int) -> Iterator[Part]:
     """Yield a file's rows in parts of `rows`, at least one part, which may be empty.
 
     Raises DataError, naming the line, where the file is missing, damaged or ragged.
     """
-    if not path.is_file():
-        raise DataError(f"{path}: there is no such file")
+    require_file(path)
     kind = ending(path)
     if kind == ".parquet":
         yield from _read_parquet(path, rows)
@@ -199,10 +205,9 @@ def _parquet_writer(path: Path) -> Iterator[Write]:
     group: list[Any] = []
 
     def write(part: Part) -> None:
-        table = part.rows
-        if isinstance(table, list):
-            table = _table(part, writers[0].schema if writers else None)
+        table = _table(part, writers[0].schema if writers else None)
         if not writers:
+            _refuse_unreadable(table.schema)
             writers.append(pq.ParquetWriter(path, table.schema, compression="zstd"))
         group.append(table)
         rows, size = sum(map(len, group)), sum(table.nbytes for table in group)
@@ -224,9 +229,34 @@ def _parquet_writer(path: Path) -> Iterator[Write]:
             writer.close()
 
 
+def _refuse_unreadable(schema: Any) -> None:
+    """Raise DataError for columns that Parquet has not, or that could not be read again."""
+    trial = io.BytesIO()
+    try:
+        pq.write_metadata(schema, trial)
+        trial.seek(0)
+        pq.read_schema(trial)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(
+            f"the columns do not fit into Parquet ({error}): write to a .jsonl file"
+        ) from None
+
+
 def _table(part: Part, schema: Any) -> Any:
-    """Return rows of a text file as an Arrow table, of `schema` where it is settled."""
-    names = part.names if schema is None else schema.names
+    """Return a part as an Arrow table, of `schema` where it is settled."""
+    table = _typed(part, schema) if isinstance(part.rows, list) else part.rows
+    for name, column in part.added.items():
+        table = table.append_column(name, _array(column))
+    return table
+
+
+def _typed(part: Part, schema: Any) -> Any:
+    """Return rows of a text file as an Arrow table."""
+    names = part.names
+    if schema is None:
+        _refuse_half_characters(names)
+    else:
+        names = [name for name in schema.names if name not in part.added]
     _refuse_new(part, names)
     columns = {}
     for name in names:
@@ -240,7 +270,7 @@ def _table(part: Part, schema: Any) -> Any:
                 f"lines {part.lines[0]} to {part.lines[-1]}: the column '{name}' does not fit into "
                 f"one Parquet type ({error}): write to a .jsonl file"
             ) from None
-    return pa.table(columns, schema=schema)
+    return pa.table(columns)
 
 
 def _write_jsonl(file: TextIO, part: Part) -> None:
@@ -250,7 +280,7 @@ def _write_jsonl(file: TextIO, part: Part) -> None:
                 _without_nan(row), ensure_ascii=False, allow_nan=False, default=_json_value
             )
             text.encode()
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise DataError(f"row {line} cannot be written as JSON ({error}): mend it") from None
         file.write(text + "\n")
 
@@ -259,14 +289,14 @@ def _delimited_writer(file: TextIO, delimiter: str) -> Write:
     names: list[str] = []
     quoted = csv.writer(file, lineterminator="\n")
 
-    def record(line: int, cells: list[str]) -> None:
+    def record(where: str, cells: list[str]) -> None:
         if delimiter == ",":
             quoted.writerow(cells)
             return
         for cell in cells:
             if "\t" in cell or "\n" in cell or "\r" in cell:
                 raise DataError(
-                    f"row {line}: the value {cell[:40]!r} holds a tab or a line break, which TSV "
+                    f"{where}: the value {cell[:40]!r} holds a tab or a line break, which TSV "
                     "cannot: write to a .csv or .jsonl file"
                 )
         file.write("\t".join(cells) + "\n")
@@ -274,13 +304,17 @@ def _delimited_writer(file: TextIO, delimiter: str) -> Write:
     def write(part: Part) -> None:
         if not names:
             names.extend(part.names)
-            record(0, names)
+            _refuse_half_characters(names)
+            record("header", [*names, *part.added])
         _refuse_new(part, names)
         for line, row in zip(part.lines, _rows(part), strict=True):
             try:
-                record(line, [_cell(row.get(name)) for name in names])
-            except UnicodeEncodeError as error:
-                raise DataError(f"row {line} cannot be written as UTF-8 ({error})") from None
+                cells = [_cell(row.get(name)) for name in (*names, *part.added)]
+                record(f"row {line}", cells)
+            except (TypeError, ValueError, RecursionError) as error:
+                raise DataError(
+                    f"row {line} cannot be written as text ({error}): mend it"
+                ) from None
 
     return write
 
@@ -295,15 +329,34 @@ def _refuse_new(part: Part, names: Sequence[str]) -> None:
         )
 
 
+def _refuse_half_characters(names: Sequence[str]) -> None:
+    """Raise DataError for a key of JSON lines that no other format can hold."""
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise DataError(f"the key {name!r} holds half of a character: rename it") from None
+
+
 def _rows(part: Part) -> list[Row]:
-    """Return a part's rows as Python's values. Raises DataError where Python has none for one."""
-    if isinstance(part.rows, list):
-        return part.rows
+    """Return a part's rows as Python's values, with those of the added columns."""
+    rows = part.rows if isinstance(part.rows, list) else _python_rows(part.rows, part.lines)
+    if not part.added:
+        return rows
+    values = zip(*(_plain(column) for column in part.added.values()), strict=True)
+    return [
+        row | dict(zip(part.added, more, strict=True))
+        for row, more in zip(rows, values, strict=True)
+    ]
+
+
+def _python_rows(table: Any, lines: Sequence[int]) -> list[Row]:
+    """Return a table's rows as Python's values. Raises DataError where Python has none for one."""
     try:
-        rows: list[Row] = part.rows.to_pylist()
-    except (UnicodeDecodeError, OverflowError, pa.ArrowInvalid) as error:
+        rows: list[Row] = table.to_pylist()
+    except (ValueError, OverflowError) as error:
         raise DataError(
-            f"rows {part.lines[0]:,} to {part.lines[-1]:,} hold a value that text cannot show "
+            f"rows {lines[0]:,} to {lines[-1]:,} hold a value that text cannot show "
             f"({error}): write to a .parquet file, or leave the column out"
         ) from None
     return rows
@@ -314,7 +367,7 @@ def _array(column: Column) -> Any:
 
 
 def _plain(column: Column) -> list[Any]:
-    """Return a column as Python's texts and floats."""
+    """Return a column as Python's texts and floats, as a text file holds them."""
     if isinstance(column, np.ndarray):
         return list(column.astype(np.float64).round(DIGITS).tolist())
     return list(column)
@@ -327,8 +380,12 @@ def _cell(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, bool | list | dict):
-        return json.dumps(value, ensure_ascii=False, default=_json_value)
-    return str(value)
+        return json.dumps(
+            _without_nan(value), ensure_ascii=False, allow_nan=False, default=_json_value
+        )
+    if isinstance(value, int | float):
+        return str(value)
+    return _json_value(value)
 
 
 def _without_nan(value: Any) -> Any:
@@ -337,16 +394,16 @@ def _without_nan(value: Any) -> Any:
         return None
     if isinstance(value, dict):
         return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [_without_nan(item) for item in value]
     return value
 
 
-def _json_value(value: Any) -> Any:
+def _json_value(value: Any) -> str:
     """Return what JSON has for a value of a Parquet file that it has no type for."""
     if isinstance(value, date | time):
         return value.isoformat()
-    if isinstance(value, Decimal | timedelta):
+    if isinstance(value, Decimal | timedelta | UUID):
         return str(value)
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()

@@ -10,6 +10,7 @@ import json
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from small_students import TEXTS, WORDS, make_bundle
 
-from bert_kd.errors import BundleError, DataError
+from bert_kd.errors import BundleError, DataError, UserError
 from bert_kd.runtime.bulk import predict_file
 from bert_kd.runtime.kept_answers import keeping
 from bert_kd.runtime.predictor import Predictor, load
@@ -203,6 +204,43 @@ def test_parquet_as_text(predictor, tmp_path):
     ]
 
 
+def test_values_in_cells_look_as_in_json_lines(predictor, tmp_path):
+    table = pa.table(
+        {
+            "text": ["a film"],
+            "raw": [b"\xff\x00"],
+            "numbers": [[1.0, float("nan")]],
+            "map": pa.array([[("k", float("inf"))]], pa.map_(pa.string(), pa.float64())),
+            "when": [datetime.datetime(2020, 1, 2, 3)],
+            "key": pa.array([b"\x01" * 16], pa.uuid()),
+        }
+    )
+    pq.write_table(table, tmp_path / "in.parquet")
+    predict_file(predictor, tmp_path / "in.parquet", tmp_path / "out.csv")
+    predict_file(predictor, tmp_path / "in.parquet", tmp_path / "out.jsonl")
+    cells, row = read(tmp_path / "out.csv")[0], read(tmp_path / "out.jsonl")[0]
+    assert (cells["raw"], cells["when"]) == ("/wA=", "2020-01-02T03:00:00")
+    assert (cells["raw"], cells["when"], cells["key"]) == (row["raw"], row["when"], row["key"])
+    for name, value in (("numbers", [1.0, None]), ("map", [["k", None]])):
+        assert json.loads(cells[name]) == row[name] == value
+
+
+@pytest.mark.parametrize("before", [".csv", ".jsonl", ".parquet"])
+def test_scores_are_rounded_in_text_files_only(predictor, tmp_path, before):
+    mine = 0.12345678901234567
+    source = save(tmp_path / f"in{before}", [{"text": "a film", "mine": mine}])
+    for after in (".csv", ".jsonl"):
+        predict_file(predictor, source, tmp_path / f"out{after}", probabilities=True)
+        row = read(tmp_path / f"out{after}")[0]
+        scores = [row[name] for name in row if name.startswith("score")]
+        assert len(scores) == 4 and all(len(str(score)) <= len("0.123456") for score in scores)
+        assert float(row["mine"]) == mine
+    predict_file(predictor, source, tmp_path / "out.parquet")
+    table = pq.read_table(tmp_path / "out.parquet")
+    assert table.schema.field("score").type == pa.float32()
+    assert table["score"][0].as_py() == predictor.probabilities(["a film"]).max()
+
+
 def test_quotes_and_line_breaks_in_csv(predictor, tmp_path):
     rows = [{"text": 'a "good", film\nand so', "note": "x"}]
     predict_file(predictor, save(tmp_path / "in.csv", rows), tmp_path / "out.csv")
@@ -231,6 +269,46 @@ def test_values_that_change_their_type(predictor, tmp_path):
     for batch_rows in (1, 2):
         with pytest.raises(DataError, match="'n' does not fit into one Parquet type"):
             predict_file(predictor, source, tmp_path / "out.parquet", batch_rows=batch_rows)
+
+
+@pytest.mark.parametrize(
+    ("value", "after", "message"),
+    [
+        ("[" * 600 + "]" * 600, ".jsonl", "row 1 cannot be written as JSON .*recursion"),
+        ("[" * 600 + "]" * 600, ".csv", "row 1 cannot be written as text .*recursion"),
+        ("[" * 300 + "1" + "]" * 300, ".parquet", "too deeply nested.*write to a .jsonl file"),
+        ('{"a":' * 300 + "1" + "}" * 300, ".parquet", "too deeply nested.*write to a .jsonl file"),
+        ("{}", ".parquet", "no child field.*write to a .jsonl file"),
+    ],
+)
+def test_values_that_a_format_cannot_hold(predictor, tmp_path, value, after, message):
+    source = tmp_path / "in.jsonl"
+    source.write_text(f'{{"text": "a", "x": {value}}}\n')
+    with pytest.raises(DataError, match=message):
+        predict_file(predictor, source, tmp_path / f"out{after}")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_what_is_written_as_parquet_can_be_read(predictor, tmp_path):
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"text": "a", "x": ' + "[" * 49 + "1" + "]" * 49 + "}\n")
+    predict_file(predictor, source, tmp_path / "out.parquet")
+    assert read(tmp_path / "out.parquet")[0]["x"] == json.loads("[" * 49 + "1" + "]" * 49)
+
+
+@pytest.mark.parametrize("after", [".csv", ".tsv", ".parquet", ".jsonl"])
+def test_keys_that_are_no_text(predictor, tmp_path, after):
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"text": "a", "\\ud800": 1}\n')
+    message = "row 1 cannot" if after == ".jsonl" else r"key '\\ud800' holds half of a character"
+    with pytest.raises(DataError, match=message):
+        predict_file(predictor, source, tmp_path / f"out{after}")
+
+
+def test_a_key_that_a_tsv_header_cannot_hold(predictor, tmp_path):
+    source = save(tmp_path / "in.jsonl", [{"text": "a", "x\ty": 1}])
+    with pytest.raises(DataError, match="header: .* which TSV cannot"):
+        predict_file(predictor, source, tmp_path / "out.tsv")
 
 
 @pytest.mark.parametrize("after", [".csv", ".jsonl", ".parquet"])
@@ -319,6 +397,30 @@ def test_missing_files_and_mixed_up_bundles(predictor, pair_predictor, tmp_path)
         predict_file(pair_predictor, source, tmp_path / "out.csv")
     with pytest.raises(BundleError, match="reads single texts"):
         predict_file(predictor, source, tmp_path / "out.csv", text_b="note")
+
+
+@pytest.mark.parametrize("name", ["folder", "folder.csv", "folder.parquet"])
+def test_a_folder_is_no_input(predictor, tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(DataError, match="is a folder: give a file in it"):
+        predict_file(predictor, tmp_path / name, tmp_path / "out.csv")
+
+
+@pytest.mark.parametrize("after", [".csv", ".parquet"])
+def test_outputs_that_cannot_be_written(predictor, tmp_path, after):
+    source = save(tmp_path / "in.csv", ROWS)
+    # What lies beside the output until it is whole has longer names than the output.
+    for length in (300, 252, 243):
+        output = tmp_path / ("o" * (length - len(after)) + after)
+        with pytest.raises(UserError, match=r"\(File name too long\)"):
+            predict_file(predictor, source, output)
+    with pytest.raises(
+        UserError, match=r"x\.\w+ cannot be written .*: choose another name or place"
+    ):
+        predict_file(predictor, source, Path("/proc") / f"x{after}")
+    with pytest.raises(DataError, match=r"cannot be read \(File name too long\)"):
+        predict_file(predictor, tmp_path / ("i" * 300 + ".csv"), tmp_path / "out.csv")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.csv"]
 
 
 def test_parquet_with_a_column_twice_is_refused(predictor, tmp_path):
