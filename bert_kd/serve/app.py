@@ -186,7 +186,7 @@ class App:
         """Answer in the shapes of transformers' text-classification pipeline."""
         body = self._predict_reader.read(request.body)
         model = self._model(self._models.default if body.model is None else body.model)
-        question = wire.read_inputs(body.inputs, model.pair, model.name)
+        question = self._question(body.inputs, model)
         transform: Transform = "none" if body.raw_scores else "softmax"
         labels = model.labels
         top_k = body.top_k
@@ -208,7 +208,7 @@ class App:
         body = self._inference_reader.read(request.body)
         named = request.path.removeprefix("/models/")
         model = self._model(self._models.default if request.path == "/" else named)
-        question = wire.read_inputs(body.inputs, model.pair, model.name)
+        question = self._question(body.inputs, model)
         parameters = body.parameters or wire.Parameters()
         transform = parameters.function_to_apply or "softmax"
         labels = model.labels
@@ -229,6 +229,17 @@ class App:
                 f"{', '.join(known)}",
             )
         return self._models[name]
+
+    def _question(self, inputs: object, model: Model) -> Question:
+        """Return the texts of `inputs` for a model; more of them than the limit are not read."""
+        if isinstance(inputs, list) and len(inputs) > self.limits.texts:
+            raise Refusal(
+                413,
+                "payload_too_large",
+                f"{len(inputs)} texts were given, {self.limits.texts} are answered at a time: send "
+                "them in several requests",
+            )
+        return wire.read_inputs(inputs, model.pair, model.name)
 
     def _answer(
         self,
@@ -292,15 +303,8 @@ class App:
         future.add_done_callback(on_thread)
 
     def _check(self, question: Question) -> None:
-        """Raise Refusal where a question is larger than the limits."""
+        """Raise Refusal where a text is longer than the limits, or too many wait already."""
         limits, count = self.limits, len(question.texts)
-        if count > limits.texts:
-            raise Refusal(
-                413,
-                "payload_too_large",
-                f"{count} texts were given, {limits.texts} are answered at a time: send them in "
-                "several requests",
-            )
         for texts in (question.texts, question.texts_b):
             if texts and max(map(len, texts)) > limits.characters:
                 longest = max(texts, key=len)

@@ -59,6 +59,7 @@ class Request:
         "arrived",
         "body",
         "headers",
+        "held_back",
         "id",
         "keep_alive",
         "label",
@@ -75,6 +76,8 @@ class Request:
         self.path = ""
         self.headers: dict[bytes, bytes] = {}
         self.body: bytes | bytearray = b""
+        self.held_back = False
+        """Its client waits for `100 Continue` before it sends the body."""
         self.id = b""
         self.arrived = 0.0
         """When its last byte was there, by `perf_counter`."""
@@ -171,6 +174,8 @@ class Connection(asyncio.Protocol):
         self._url = b""
         self._head_open = False
         """A request's headers have begun and not ended."""
+        self._hosts = 0
+        """Headers `Host` of the incoming request."""
         self._head_bytes = 0
         """Of the target and the headers that are whole."""
         self._head_read = 0
@@ -296,6 +301,8 @@ class Connection(asyncio.Protocol):
         if self._paused and not (self._waiting or self._closed or self.drain_by < math.inf):
             self._paused = False
             self._transport.resume_reading()
+            if self._incoming is not None and not self._incoming.held_back:
+                self._give_time()
 
     # --- the parser ----------------------------------------------------------------------------
 
@@ -306,15 +313,18 @@ class Connection(asyncio.Protocol):
         self._headers = request.headers
         self._url = b""
         self._head_open = True
-        self._head_bytes = self._head_read = 0
-        self.read_by = self._now() + self._limits.header_seconds
+        self._hosts = self._head_bytes = self._head_read = 0
+        self._give_time()
 
     def on_url(self, url: bytes) -> None:
         self._url += url
         self._head_bytes += len(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers[name.lower()] = value
+        key = name.lower()
+        self._headers[key] = value
+        if key == b"host":
+            self._hosts += 1
         self._head_bytes += len(name) + len(value) + HEADER_MARKS
 
     def on_headers_complete(self) -> None:
@@ -323,11 +333,14 @@ class Connection(asyncio.Protocol):
         if request is None or self._deaf:
             return
         headers = request.headers
+        request.method = self._parser.get_method().decode()
+        request.path = _path(self._url)
+        if self._hosts > 1:  # whoever passed it on may have believed the other (RFC 9112, 3.2)
+            self._stop_reading(Refusal(400, "invalid_http", "the header Host is to be sent once"))
+            return
         if b"upgrade" in headers and self._wants_another_protocol():
             self._declined, self._incoming = request, None
             return
-        request.method = self._parser.get_method().decode()
-        request.path = _path(self._url)
         request.old_version = self._parser.get_http_version() == "1.0"
         request.keep_alive = self._parser.should_keep_alive()
         given = headers.get(b"x-request-id")
@@ -335,28 +348,33 @@ class Connection(asyncio.Protocol):
             request.id = given
         else:
             request.id = b"%b-%x" % (_PREFIX, next(_numbers))
-        self.read_by = self._now() + self._limits.body_seconds
+        self._give_time()
         if self._head_bytes > HEADER_BYTES:
             self._stop_reading(_head_too_large())
             return
         try:
             if b"host" not in headers and not request.old_version:
                 raise Refusal(400, "invalid_http", "HTTP/1.1 asks for the header Host: send it")
+            self._application.admit(request)
             length = headers.get(b"content-length")
             if length is not None and int(length) > self._limits.payload_bytes:
                 raise self._too_large()
-            self._application.admit(request)
         except Refusal as refusal:
             # Where its body is there by now, it is skipped; else `data_received` ends it.
             request.refusal = refusal
             return
-        if b"expect" in headers and headers[b"expect"].lower() == b"100-continue":
-            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if headers.get(b"expect", b"").lower() == b"100-continue" and not request.old_version:
+            request.held_back = True
+            self.read_by = math.inf
+            self._continue(request)
 
     def on_body(self, body: bytes) -> None:
         request = self._incoming
         if request is None or self._deaf or request.refusal is not None:
             return
+        if request.held_back:  # its client has not waited
+            request.held_back = False
+            self._give_time()
         if len(request.body) + len(body) > self._limits.payload_bytes:
             self._stop_reading(self._too_large())
         elif not request.body:
@@ -373,6 +391,19 @@ class Connection(asyncio.Protocol):
         request.arrived = perf_counter()
         self._waiting.append(request)
         self.read_by = math.inf
+
+    def _give_time(self) -> None:
+        """Let the time for the incoming request's head, or its body, begin now."""
+        limits = self._limits
+        seconds = limits.header_seconds if self._head_open else limits.body_seconds
+        self.read_by = self._now() + seconds
+
+    def _continue(self, request: Request) -> None:
+        """Ask for the body that is held back, once what was asked before is answered."""
+        if request.held_back and self._active is None and not self._waiting:
+            request.held_back = False
+            self._give_time()
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _wants_another_protocol(self) -> bool:
         return self._parser.should_upgrade() and self._parser.get_method() != b"CONNECT"
@@ -424,12 +455,15 @@ class Connection(asyncio.Protocol):
         if not keep:
             self._end()
             return
-        if self._incoming is None:
-            self.read_by = self._now() + self._limits.idle_seconds
         if self._waiting:
             self._advance()
-        elif self._paused:
+            return
+        if self._paused:
             self._resume()
+        if self._incoming is None:
+            self.read_by = self._now() + self._limits.idle_seconds
+        else:
+            self._continue(self._incoming)
 
     def _write(self, request: Request, response: Response, keep: bool) -> None:
         head = [
@@ -489,7 +523,7 @@ class Connection(asyncio.Protocol):
                 ((b"retry-after", b"1"),),
             )
             self._reply(self._active, self._application.refuse(late))
-        elif now > self.read_by:
+        elif now > self.read_by and not self._paused:  # what has come and is not read is not late
             if self._incoming is None or self._deaf:
                 self.read_by = math.inf
                 self._transport.close()

@@ -69,7 +69,7 @@ def read_keys(key: str | None, file: Path | None) -> tuple[str, ...]:
     keys = [key] if key is not None else []
     if file is not None:
         try:
-            lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+            lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"the file of API keys {file} cannot be read ({error})") from None
         found = [line for line in lines if line and not line.startswith("#")]

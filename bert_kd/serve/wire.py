@@ -174,12 +174,10 @@ class Refusal(Exception):
 
 
 HALF_SURROGATE = "a \\u escape is half of a surrogate pair: write both halves, or the character"
-_HALF = re.compile(
-    rb"""(?: [^\\] | \\[^u] | \\u(?![dD][89a-fA-F]) | \\u[dD][89abAB]..\\u[dD][c-fC-F].. )*+
-    \\u[dD][89a-fA-F]""",
-    re.DOTALL | re.VERBOSE,
-)
-"""Text up to a half surrogate's escape."""
+_HALF_AT_END = re.compile(rb"(?<!\\)(?:\\\\)*\\u[dD][89abAB].{0,7}\Z", re.DOTALL)
+"""The first half of a pair that the end of the body cuts off."""
+_END = 64
+"""Bytes at the end of a body in which it is looked for."""
 _CHOICES = {
     "function_to_apply": ", ".join(map(repr, get_args(Transform))),
     "truncation_direction": "'Right': a text is read from its beginning, and cut at its end",
@@ -208,7 +206,7 @@ class Reader(Generic[Body]):
         except UnicodeDecodeError:
             raise Refusal(400, "invalid_json", "the body is not UTF-8") from None
         except (msgspec.DecodeError, RecursionError) as error:
-            why = HALF_SURROGATE if _HALF.match(body) else error
+            why = HALF_SURROGATE if _is_half(body, str(error)) else error
             raise Refusal(400, "invalid_json", f"the body is not JSON: {why}") from None
 
     def _explain(self, message: str) -> str:
@@ -224,6 +222,17 @@ class Reader(Generic[Body]):
             what += f": give {_CHOICES[place.rpartition('.')[2]]}"
         what = what.replace("Expected `str`", "Expected a text").replace("`", "")
         return f"{place or 'the body'}: {what[0].lower()}{what[1:]}"
+
+
+def _is_half(body: bytes | bytearray, message: str) -> bool:
+    """Whether half a surrogate pair is what msgspec's message means.
+
+    It names the pair, but where the body ends before the other half could, which it says of any
+    body that ends too soon. The body itself is not searched: it can be long.
+    """
+    return "utf-16 surrogate" in message or (
+        "truncated" in message and _HALF_AT_END.search(body, len(body) - _END) is not None
+    )
 
 
 class Question(Struct, frozen=True, gc=False):

@@ -11,6 +11,7 @@ from html import unescape
 import numpy as np
 import pytest
 from servers import Harness, refused
+from test_connection import Client
 
 from bert_kd.errors import BundleError
 from bert_kd.serve.limits import Limits
@@ -173,6 +174,10 @@ def test_what_is_no_json(harness, path, body):
         (rb"\ud83c\ud83c\udfac", True),
         (rb"\ud83c\udfac\x", False),
         (rb"\\ud800 \x", False),
+        (rb"\ud83c\n", True),
+        (rb"\ud83c\u0041", True),
+        (rb"\x \ud800", False),
+        (rb'a" "\ud800 film', False),
     ],
 )
 def test_half_a_surrogate_pair_is_told(harness, inside, half):
@@ -181,9 +186,11 @@ def test_half_a_surrogate_pair_is_told(harness, inside, half):
     assert ("half of a surrogate pair" in message) == half
 
 
-def test_a_long_body_that_is_no_json(harness):
-    for inside in (b"x", rb"\u00e9", rb"\ud83c\udfac"):
-        refused(harness.post("/predict", b'{"inputs": "' + inside * 100_000), 400, "invalid_json")
+def test_a_body_that_ends_too_soon_is_no_half_of_a_pair(harness):
+    for inside in (b"x", rb"\u00e9", rb"\ud83c\udfac", rb"\\ud83c", b"\\\\"):
+        body = b'{"inputs": "' + inside * 100_000
+        message = refused(harness.post("/predict", body), 400, "invalid_json")
+        assert message == "the body is not JSON: Input data was truncated"
 
 
 @pytest.mark.parametrize(
@@ -251,6 +258,34 @@ def test_too_many_or_too_long_texts(narrow):
         narrow.post("/predict", {"inputs": ["a", "a" * 11]}), 413, "payload_too_large"
     )
     assert message.startswith("inputs[1] has 11 characters")
+
+
+@pytest.mark.parametrize("path", ["/predict", "/"])
+def test_more_texts_than_the_limit_are_not_looked_at(narrow, path):
+    """So that a body of millions of them, here of the wrong kind, holds up nobody."""
+    message = refused(narrow.post(path, {"inputs": [PAIR] * 5}), 413, "payload_too_large")
+    assert message.startswith("5 texts were given")
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "status", "endpoint"),
+    [
+        ("/predict", ("authorization: Bearer first",), 413, "predict"),
+        ("/", ("authorization: Bearer first",), 413, "inference"),
+        ("/predict", (), 401, "predict"),
+    ],
+)
+def test_a_large_body_is_refused_to_who_may_ask(locked, path, headers, status, endpoint):
+    """And counted at the endpoint that it was meant for."""
+    client = Client(locked.app)
+    series = ("requests_total", endpoint, str(status))
+    before = locked.metrics.value(*series)
+    size = Limits().payload_bytes + 1
+    lines = [f"POST {path} HTTP/1.1", "host: x", "content-type: application/json", *headers]
+    client.send("\r\n".join([*lines, f"content-length: {size}", "", ""]).encode())
+    assert client.refusal()[0] == status
+    assert locked.metrics.value(*series) == before + 1
+    assert locked.app.in_hand == 0
 
 
 def ask(harness, inputs):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -96,8 +97,8 @@ class Transport:
 class Client:
     """The other end of a connection."""
 
-    def __init__(self):
-        self.application = Application()
+    def __init__(self, application=None):
+        self.application = application or Application()
         self.time = Time()
         self.clock = Clock(self.time)
         self.transport = Transport()
@@ -226,6 +227,11 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_read(client):
     assert client.transport.closed
 
 
+def test_whether_a_request_is_admitted_comes_before_how_large_it_is(client):
+    client.send(b"POST /no HTTP/1.1\r\nhost: x\r\ncontent-length: 10000000\r\n\r\n")
+    assert client.refusal() == (404, "not_found")
+
+
 def test_expect_continue(client):
     head = b"POST %b HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\nexpect: 100-continue\r\n\r\n"
     client.send(head % b"/predict")
@@ -234,6 +240,60 @@ def test_expect_continue(client):
     assert [one[0] for one in client.responses()] == [100, 200]
     client.send(head % b"/no")
     assert client.refusal() == (404, "not_found")
+
+
+EXPECTING = post(b"film", "expect: 100-continue")
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+def test_continue_is_not_said_before_an_earlier_answer(client):
+    client.application.late = True
+    client.send(post(b"a") + EXPECTING[:-4])
+    assert client.transport.written == b""
+    client.wait(LIMITS.body_seconds + 1)  # of which none is the client's
+    client.application.replies.pop(0)()
+    assert client.transport.written.startswith(b"HTTP/1.1 200 ")
+    assert client.transport.written.endswith(CONTINUE)
+    client.wait(LIMITS.body_seconds - 1)
+    client.send(EXPECTING[-4:])
+    client.application.replies.pop(0)()
+    assert [one[0] for one in client.responses()] == [200, 100, 200]
+
+
+def test_continue_is_said_after_an_answer_that_came_at_once(client):
+    client.send(post(b"a") + EXPECTING[:-4])
+    assert [one[0] for one in client.responses()] == [200, 100]
+
+
+def test_continue_is_not_said_where_the_body_comes_unasked(client):
+    client.application.late = True
+    client.send(post(b"a") + EXPECTING[:-3])
+    client.application.replies.pop(0)()
+    client.send(EXPECTING[-3:])
+    client.application.replies.pop(0)()
+    assert [(one[0], one[2]) for one in client.responses()] == [(200, b"a"), (200, b"film")]
+
+
+def test_a_body_that_comes_unasked_has_its_time(client):
+    client.application.late = True
+    client.send(post(b"a") + EXPECTING[:-3])
+    client.wait(LIMITS.body_seconds + 1)
+    client.application.replies.pop(0)()
+    assert [one[0] for one in client.responses()] == [200, 408]
+
+
+def test_a_body_that_was_asked_for_has_its_time(client):
+    client.send(EXPECTING[:-4])
+    client.wait(LIMITS.body_seconds + 1)
+    assert [one[0] for one in client.responses()] == [100, 408]
+
+
+def test_http_1_0_knows_no_continue(client):
+    data = post(b"film", "expect: 100-continue", "connection: keep-alive", version="1.0")
+    client.send(data[:-4])
+    assert client.transport.written == b""
+    client.send(data[-4:])
+    assert [one[0] for one in client.responses()] == [200]
 
 
 @pytest.mark.parametrize(
@@ -265,6 +325,20 @@ def test_http_1_1_needs_a_host(client):
     ((status, _, body),) = client.responses()
     assert (status, json.loads(body)["error_type"]) == (400, "invalid_http")
     assert b"Host" in body
+
+
+@pytest.mark.parametrize("more", ["", "connection: upgrade\r\nupgrade: h2c\r\n"])
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+@pytest.mark.parametrize("hosts", ["Host: x\r\nhost: y", "host: x\r\nhost: x", "host:\r\nhost:"])
+def test_two_hosts_are_refused(client, hosts, version, more):
+    client.send(f"GET / HTTP/{version}\r\n{hosts}\r\n{more}\r\n".encode() + post(b"after"))
+    assert client.refusal() == (400, "invalid_http")
+    assert client.application.works == []
+
+
+def test_every_request_has_a_host_of_its_own(client):
+    client.send(post(b"a") + post(b"b", *UPGRADE) + post(b"c"))
+    assert [one[0] for one in client.responses()] == [200, 200, 200]
 
 
 def test_http_1_0_needs_no_host(client):
@@ -455,6 +529,57 @@ def test_an_idle_connection_is_closed(client):
     assert not client.transport.closed
     client.wait(2)
     assert client.transport.closed and client.transport.written == b""
+
+
+@pytest.mark.parametrize("cut", [30, -2], ids=["head", "body"])
+def test_a_request_has_its_time_anew_when_it_is_read_on(client, cut):
+    """What came while nothing was read did not come late, however long an answer took."""
+    client.application.late = True
+    third = post(b"film")
+    client.send(post(b"a"), post(b"b") + third[:cut])
+    assert client.transport.paused
+    for seconds in (28, 28):
+        client.wait(seconds)
+        client.application.replies.pop(0)()
+    assert not client.transport.paused
+    client.wait(4)
+    client.send(third[cut:])
+    client.application.replies.pop(0)()
+    assert [(one[0], one[2]) for one in client.responses()] == [
+        (200, b"a"), (200, b"b"), (200, b"film"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("cut", "seconds"), [(30, 5), (-2, 20)], ids=["head", "body"])
+def test_a_request_that_is_read_on_can_still_be_late(client, cut, seconds):
+    client.application.late = True
+    client.send(post(b"a"), post(b"b") + post(b"film")[:cut])
+    for reply in (0, 0):
+        client.application.replies.pop(reply)()
+    client.responses()
+    client.wait(seconds - 1)
+    assert client.responses() == []
+    client.wait(2)
+    assert client.refusal() == (408, "request_timeout")
+
+
+def test_a_client_that_reads_late_has_its_time_to_send(client):
+    client.send(post(b"a") + post(b"film")[:30])
+    client.responses()
+    client.connection.pause_writing()
+    client.wait(LIMITS.header_seconds + 1)
+    client.connection.resume_writing()
+    client.send(post(b"film")[30:])
+    assert client.responses()[0][2] == b"film"
+
+
+def test_an_answer_may_take_longer_than_a_connection_idles(client):
+    client.application.limits = client.connection._limits = replace(LIMITS, idle_seconds=3)
+    client.application.late = True
+    client.send(post(b"a") + post(b"b"))
+    client.application.replies.pop(0)()
+    client.wait(4)
+    assert not client.transport.closed
 
 
 def test_a_client_that_does_not_read(client):

@@ -226,7 +226,7 @@ def test_a_worker_starts_again_when_its_bundle_is_whole(bundle, pair_bundle, sin
         wait_for(lambda: told("now holds the bundle 'twin'"), "one to refuse it at its start")
         assert served.metric("bert_kd_workers") == 1
         shutil.rmtree(place)
-        wait_for(lambda: told("is no bundle"), "another attempt")
+        wait_for(lambda: told("is not a bundle"), "another attempt")
         for _ in range(20):
             status, found = served.ask({"inputs": "a film"})
             assert status == 200 and same(found, single("a film"))

@@ -49,6 +49,8 @@ def test_a_file_of_keys(tmp_path):
     file.write_text("# ours\nk1\n\n  k2 \n")
     assert read_keys("k0", file) == ("k0", "k1", "k2")
     assert read_keys(None, None) == ()
+    file.write_text("\ufeffk1\r\nk2\r\n", encoding="utf-8", newline="")  # as Windows' editors do
+    assert read_keys(None, file) == ("k1", "k2")
     file.write_text("# none\n")
     with pytest.raises(UserError, match="holds none"):
         read_keys(None, file)
