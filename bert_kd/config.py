@@ -10,7 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -26,10 +33,20 @@ def _all_different(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return values
 
 
-class Section(BaseModel):
-    """A strict, frozen part of the configuration: unknown keys are refused."""
+def _not_empty(value: Any) -> Any:
+    if value == "":
+        raise ValueError("the path is empty: name a file or folder, '.' for this one")
+    return value
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+
+Place = Annotated[Path, BeforeValidator(_not_empty), AfterValidator(Path.expanduser)]
+"""A file or folder; `~` is the user's home."""
+
+
+class Section(BaseModel):
+    """A strict, frozen part of the configuration: unknown keys and infinite numbers are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class DataConfig(Section):
@@ -273,7 +290,7 @@ class TeacherConfig(Section):
 class TeacherSource(Section):
     """One logit cache to learn from."""
 
-    folder: Path
+    folder: Place
     weight: Positive = 1.0
 
 
@@ -340,7 +357,7 @@ class EmbeddingConfig(Section):
     format. Twins have of the first two the token vectors of the model that the teacher was made
     from.
     """
-    file: Path | None = None
+    file: Place | None = None
     freeze: bool = False
 
     @model_validator(mode="after")
@@ -566,7 +583,7 @@ class StudentConfig(Section):
     """Also train each with gold labels only, for comparison; of students without a teacher none, as
     it would be the same.
     """
-    start_from: Path | None = None
+    start_from: Place | None = None
     """Folder of a student of the same sizes (of another task, or of general text) whose LSTM and
     word vectors this one starts from; the twin too.
     """
@@ -632,7 +649,7 @@ class ExportConfig(Section):
 class Config(Section):
     """One run."""
 
-    run: Path = Path("runs/default")
+    run: Place = Path("runs/default")
     """The folder that everything is written to."""
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()

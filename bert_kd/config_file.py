@@ -37,7 +37,7 @@ def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Conf
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(f"the config file {path} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -45,9 +45,10 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         if path.suffix == ".json":
             found = json.loads(text)
+            found = found.get("config", found) if isinstance(found, dict) else None
             if not isinstance(found, dict):
                 raise ConfigError(f"{path} holds no JSON object: give a TOML file or a stage.json")
-            return dict(found.get("config", found))
+            return found
         return tomllib.loads(text)
     except (json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from None
@@ -101,6 +102,8 @@ def _explain(values: Mapping[str, Any], item: Any) -> str:
 
 def _reason(item: Any) -> str:
     """Return what pydantic says of a value; of a choice, with the nearest valid one."""
+    if item["type"] == "tuple_type":
+        return f"give a list, such as {[item['input']]!r}"
     reason = f"{item['msg'][0].lower()}{item['msg'][1:]}"
     if item["type"] != "literal_error":
         return reason

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from bert_kd.config import Config, StudentConfig, TeacherSource
 from bert_kd.errors import TeacherError
+from bert_kd.lock import alone_in
 from bert_kd.progress import clock, say
 from bert_kd.provenance import (
     NO_WISHES,
@@ -64,7 +65,10 @@ KEEPABLE = ("train-teacher", "cache-logits", "train-students")
 
 
 def prepare_data(config: Config, wishes: Wishes = NO_WISHES) -> Prepared:
-    """Read the source, check it and write `data/`; made again when source or settings changed."""
+    """Read the source, check it and write `data/`; made again when source or settings changed.
+
+    Raises StageError where another process does so in this run.
+    """
     from bert_kd.data.origin import source_fingerprint
     from bert_kd.data.prepare import load_prepared, prepare
 
@@ -87,12 +91,13 @@ def prepare_data(config: Config, wishes: Wishes = NO_WISHES) -> Prepared:
         prepared = load_prepared(run)
         _check_losses(config, run, prepared)
         return prepared
-    prepared = prepare(config.data, run)
-    if not views and config.augment.views not in (0, "auto"):
-        say("prepare-data: no views are made, as no student has a teacher that could label them")
-    if views:
-        prepared = _write_views(config, run, prepared, inputs["proposals"])
-    stamp.write(run.data)
+    with alone_in(run.data, "preparing data"):
+        prepared = prepare(config.data, run)
+        if not views and config.augment.views not in (0, "auto"):
+            say("prepare-data: no views are made, as no student has a teacher to label them")
+        if views:
+            prepared = _write_views(config, run, prepared, inputs["proposals"])
+        stamp.write(run.data)
     _check_losses(config, run, prepared)
     return prepared
 
@@ -136,7 +141,8 @@ def train_teacher(config: Config, wishes: Wishes = NO_WISHES) -> dict[str, Any]:
     `teacher.json`.
 
     The others of an ensemble go to `teacher-2/`, …; forced, it makes again those that were made
-    otherwise, or all where all are current.
+    otherwise, or all where all are current. Raises StageError where another process trains one in
+    this run.
     """
     run, prepared = with_data(config)
     _check_losses(config, run, prepared)
@@ -152,10 +158,11 @@ def train_teacher(config: Config, wishes: Wishes = NO_WISHES) -> dict[str, Any]:
     if due:
         from bert_kd.teacher.finetune import finetune
 
-        for folder, member in zip(stamps, config.teacher.members, strict=True):
-            if folder in due:
-                finetune(member, run, prepared, folder)
-                stamps[folder].write(folder)
+        with alone_in(run.root, "training a teacher"):
+            for folder, member in zip(stamps, config.teacher.members, strict=True):
+                if folder in due:
+                    finetune(member, run, prepared, folder)
+                    stamps[folder].write(folder)
         _say_if_not_wordpiece(config, run)
     return dict(read_json(run.teacher_facts))
 
@@ -242,7 +249,9 @@ def cache_logits(
             if _doubt(config, run, prepared, sources) is not None:
                 splits = sorted({"validation", "test", *config.evaluate.splits})
         filled = [one.after(before) for one, before in zip_longest(ask(splits), first)]
-    cache_stamp(config, run, [one.folder.name for one in filled]).write(run.logits)
+    stamp = cache_stamp(config, run, [one.folder.name for one in filled])
+    if not is_current(run.logits, stamp):  # so that a finished run can be read-only
+        stamp.write(run.logits)
     return together(filled)
 
 

@@ -19,7 +19,7 @@ PACKAGE = Path(__file__).parents[1] / "bert_kd"
 ORDER = [
     {"errors"},
     {"config", "store", "progress", "hardware"},
-    {"config_file"},
+    {"config_file", "lock"},
     {"data"},
     {"logits"},
     {"teacher", "student"},

@@ -93,6 +93,11 @@ def test_what_changes_nothing_does_not_tell_teachers_apart():
         ("students.base.seeds=[8, 8]", "the same value stands twice"),
         ("students.base.seeds=[-1]", "greater than or equal to 0"),
         ("evaluate.splits=['test', 'test']", "the same value stands twice"),
+        ("teacher.epochs=inf", "finite number"),
+        ("students.base.training.learning_rate=inf", "finite number"),
+        ("run=", "the path is empty"),
+        ("data.transfer=pool.jsonl", "give a list, such as ['pool.jsonl']"),
+        ("students.base.seeds=1", "give a list, such as [1]"),
     ],
 )
 def test_bad_overrides_are_refused(override: str, message: str):
@@ -129,9 +134,23 @@ def test_bad_files_are_refused_with_file_and_key(tmp_path: Path, text: str, mess
     assert message in str(caught.value) and "a.toml" in str(caught.value)
 
 
-def test_json_without_an_object_is_refused(tmp_path: Path):
+def test_paths_know_the_users_home(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/user")
+    config = load_config(None, ["run=~/runs/a", "students.base.start_from=~/b"])
+    assert config.run == Path("/home/user/runs/a")
+    assert config.students[0].start_from == Path("/home/user/b")
+
+
+def test_a_byte_order_mark_is_passed_over(tmp_path: Path):
+    path = tmp_path / "a.toml"
+    path.write_text('run = "runs/é"', encoding="utf-8-sig")
+    assert load_config(path).run == Path("runs/é")
+
+
+@pytest.mark.parametrize("content", ["[1]", '{"config": 3}'])
+def test_json_without_an_object_is_refused(tmp_path: Path, content: str):
     path = tmp_path / "a.json"
-    path.write_text("[1]")
+    path.write_text(content)
     with pytest.raises(ConfigError, match="no JSON object"):
         load_config(path)
 

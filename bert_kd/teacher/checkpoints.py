@@ -16,7 +16,7 @@ from typing import Any
 
 from bert_kd.errors import UserError
 from bert_kd.progress import say
-from bert_kd.store import read_json, write_json
+from bert_kd.store import make_folder, read_json, write_json
 
 SETTINGS = "settings.json"
 COMPLETE = "complete.json"
@@ -38,7 +38,9 @@ class Checkpoint:
 
 
 def prepare_folder(folder: Path, fingerprint: str) -> None:
-    """Make `folder` ready for checkpoints of this fingerprint; others are set aside."""
+    """Make `folder` ready for checkpoints of this fingerprint; others are set aside, and those of
+    this one that were are taken back.
+    """
     settings = folder / SETTINGS
     if folder.exists():
         try:
@@ -47,13 +49,29 @@ def prepare_folder(folder: Path, fingerprint: str) -> None:
             found = "unknown"
         if found == fingerprint:
             return
-        aside = folder.with_name(f"{folder.name}.{found}.old")
-        if aside.exists():
-            shutil.rmtree(aside)
-        os.replace(folder, aside)
-        say(f"teacher checkpoints of other settings or data were set aside: {aside}")
-    folder.mkdir(parents=True)
+        _set_aside(folder, _aside(folder, found))
+    aside = _aside(folder, fingerprint)
+    if aside.exists():
+        os.replace(aside, folder)
+        say("teacher checkpoints of these settings and data were set aside before: taken back")
+        return
+    make_folder(folder)
     write_json(settings, {"fingerprint": fingerprint})
+
+
+def _set_aside(folder: Path, aside: Path) -> None:
+    """Move a folder of checkpoints away; one without any is removed."""
+    if not any(folder.glob("checkpoint-*")):
+        shutil.rmtree(folder)
+        return
+    if aside.exists():
+        shutil.rmtree(aside)
+    os.replace(folder, aside)
+    say(f"teacher checkpoints of other settings or data were set aside: {aside}")
+
+
+def _aside(folder: Path, fingerprint: str) -> Path:
+    return folder.with_name(f"{folder.name}.{fingerprint}.old")
 
 
 def mark_complete(folder: Path) -> None:

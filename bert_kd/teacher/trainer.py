@@ -54,8 +54,8 @@ EXAMPLES, EPOCHS = 60_000, (3, 20)
 """What `epochs = "auto"` goes by: examples wanted, and the least and most epochs."""
 STATES = "prefix_states"
 """What a batch calls the states below the trained layers; the model is not handed them."""
-NO_SPACE = ("No space left", "file write failed")
-"""How safetensors and torch.save put a full disk."""
+NO_SPACE = ("No space left", "file write failed", "iostream error", "unexpected pos")
+"""How safetensors and torch.save put a full disk, here and there."""
 
 
 @dataclass(frozen=True)

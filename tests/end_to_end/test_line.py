@@ -24,6 +24,7 @@ from bert_kd.config import Config
 from bert_kd.config_file import load_config
 from bert_kd.data.rows import read_rows
 from bert_kd.errors import CacheError, StageError
+from bert_kd.lock import alone_in
 from bert_kd.logits.cache import LogitCache
 from bert_kd.provenance import Wishes, members
 from bert_kd.store import RunFolder, Stamp, read_json
@@ -118,6 +119,24 @@ def test_a_finished_run_is_left_as_it_is(own_run: Config, capsys):
     assert files_of(own_run.run) == before
     said = capsys.readouterr().err
     assert said.count("is current") == 6 and "0 computed" in said
+
+
+def test_a_finished_run_can_be_read_only(own_run: Config, monkeypatch: pytest.MonkeyPatch):
+    def refuse(path: Path):
+        raise AssertionError(f"{path} is written")
+
+    monkeypatch.setattr("bert_kd.store.writing", refuse)
+    stages.run_stages(own_run)
+
+
+def test_a_stage_that_another_process_is_in_is_refused(own_run: Config):
+    run = RunFolder(own_run.run)
+    for stage, folder in (("prepare-data", run.data), ("train-teacher", run.root)):
+        with (
+            alone_in(folder, "testing"),
+            pytest.raises(StageError, match=f"another process is .* in {folder}: wait for it"),
+        ):
+            stages.run_stages(own_run, stage, stage, Wishes(force=frozenset({stage})))
 
 
 def test_the_report_and_the_bundle_agree(tiny_run: Config):

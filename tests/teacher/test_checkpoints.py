@@ -46,3 +46,15 @@ def test_checkpoints_of_other_settings_are_set_aside(tmp_path):
     prepare_folder(folder, "two")
     assert last_whole(folder) is None
     assert (tmp_path / "checkpoints.one.old" / "checkpoint-1").exists()
+    write_checkpoint(folder, 2)
+    prepare_folder(folder, "one")
+    assert last_whole(folder).step == 1 and not (tmp_path / "checkpoints.one.old").exists()
+    assert (tmp_path / "checkpoints.two.old" / "checkpoint-2").exists()
+
+
+def test_a_folder_without_a_checkpoint_is_not_kept(tmp_path):
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    prepare_folder(folder, "one")
+    prepare_folder(folder, "two")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
