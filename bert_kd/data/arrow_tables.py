@@ -3,35 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bert_kd.data.tables import BATCH_ROWS, Columns, RawRows, checked, require_columns
+from bert_kd.data.tables import BATCH_ROWS, Columns, RawRows, checked, reading, require_columns
 from bert_kd.errors import DataError
 
 
 def count_parquet_rows(path: Path) -> int:
     """Return the rows of a Parquet file, from its footer. Raises DataError where it is none."""
-    try:
+    with _whole(path):
         return int(pq.read_metadata(path).num_rows)
-    except MemoryError:
-        raise
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path} is not a whole Parquet file ({error}): write it again") from None
 
 
 def read_parquet(path: Path, columns: Columns) -> Iterator[RawRows]:
     """Yield the rows of a Parquet file. Raises DataError."""
+    with _whole(path), pq.ParquetFile(path, pre_buffer=False) as file:
+        names = file.schema_arrow.names
+        require_columns(str(path), names, columns)
+        picked = [name for _, name in columns.wanted() if name in names]
+        batches = file.iter_batches(batch_size=BATCH_ROWS, columns=picked)
+        yield from _rows(batches, columns, f"{path}, row")
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """Turn what an unreadable or broken Parquet file raises into DataError."""
     try:
-        with pq.ParquetFile(path, pre_buffer=False) as file:
-            names = file.schema_arrow.names
-            require_columns(str(path), names, columns)
-            picked = [name for _, name in columns.wanted() if name in names]
-            batches = file.iter_batches(batch_size=BATCH_ROWS, columns=picked)
-            yield from _rows(batches, columns, f"{path}, row")
+        with reading(path):
+            yield
     except MemoryError:
         raise
     except (pa.ArrowException, OSError) as error:

@@ -3,7 +3,8 @@
 Names come from `data.label_names`, else from the source (`labels.json`, a hub data set's features),
 else from the labels that stand in train: integers in numeric order, strings in code point order.
 A number without a fraction ("1.0", as a column of integers with a gap is written) is its integer,
-unless a name is written so.
+unless a name is written so. Where every label of train is true or false, in whatever case, they are
+two classes, "false" before "true", which names that are given rename as they do 0 and 1.
 """
 
 from __future__ import annotations
@@ -32,6 +33,10 @@ _FRACTION = re.compile(r"[+-]?[0-9]*\.[0-9]+([eE][+-]?[0-9]+)?|[0-9]+\.")
 
 
 GIVEN = "data.label_names"
+TRAIN = "train"
+TRUTH = ("false", "true")
+BLANK = ("nan", "null", "none", "na", "n/a")
+"""How programs write a missing label, in small letters."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +157,9 @@ class LabelCodes:
         Raises DataError.
         """
         in_train = {code for code in self.places.get("train", {}) if code != MISSING}
-        meant = [_meant(value, own) for value in self.values]
+        truths = all(str(self.values[code]).lower() in TRUTH for code in in_train)
+        read = _truth if truths else _meant
+        meant = [read(value, own) for value in self.values]
         own = self._from_one(own, {meant[code] for code in in_train})
         if own is None:
             self._refuse_missing("train", [MISSING])
@@ -161,7 +168,7 @@ class LabelCodes:
             own = Names(
                 tuple(str(value) for value in values),
                 {value: at for at, value in enumerate(values) if isinstance(value, int)},
-                "train",
+                TRAIN,
             )
         lookup = np.full(len(self.values) + 1, MISSING, dtype=np.int32)  # its last place: code -1
         for code, value in enumerate(meant):
@@ -231,6 +238,11 @@ class Labels:
     def names(self) -> tuple[str, ...]:
         return self.own.names
 
+    def blank(self) -> list[str]:
+        """Return the names, found in train and given by nobody, that may be missing labels."""
+        found = self.own.origin == TRAIN
+        return [name for name in self.names if found and name.lower() in BLANK]
+
 
 def _order(value: int | str) -> tuple[int, int, str]:
     """Sort integers by value, before strings by code point."""
@@ -243,6 +255,16 @@ def _meant(value: int | str, own: Names | None) -> int | str:
     if whole is None or (own is not None and value in own.names):
         return value
     return int(whole[1])
+
+
+def _truth(value: int | str, own: Names | None) -> int | str:
+    """Return true or false, in any case, as it is named; else 0 or 1 where there are names."""
+    small = str(value).lower()
+    if small not in TRUTH or (own is not None and value in own.names):
+        return _meant(value, own)
+    if own is None:
+        return small
+    return next((name for name in own.names if name.lower() == small), TRUTH.index(small))
 
 
 def _place(value: int | str, own: Names) -> int:

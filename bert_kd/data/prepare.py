@@ -31,12 +31,21 @@ from bert_kd.data.findings import Finding, Lengths
 from bert_kd.data.labels import LabelCodes, Labels
 from bert_kd.data.rows import write_rows
 from bert_kd.data.sources import Source, find_source
-from bert_kd.data.splits import TEST, TRAIN, VALIDATION, Mask, contained, cut, group
+from bert_kd.data.splits import (
+    TEST,
+    TRAIN,
+    VALIDATION,
+    Mask,
+    contained,
+    cut,
+    group,
+    largest_class,
+)
 from bert_kd.data.style import Rewriting, Style, learn_style
 from bert_kd.data.tables import Columns
 from bert_kd.errors import DataError, StageError
 from bert_kd.progress import progress, say
-from bert_kd.store import SPLITS, RunFolder, make_folder, read_json, write_json
+from bert_kd.store import SPLITS, RunFolder, Stamp, make_folder, read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -78,7 +87,8 @@ def prepare(config: DataConfig, run: RunFolder) -> Prepared:
         notes += _check_splits(source, drafts, codes, labels)
         pieces, found = _route(config, drafts, labels)
         _check_classes(pieces["train"], labels, source)
-        notes += _cut_notes(config, drafts) + _thin_classes(pieces, labels)
+        notes += _cut_notes(config, drafts, pieces) + _thin_classes(pieces, labels)
+        notes += _blank_classes(labels)
         notes += _budget_notes(config, pieces)
         report = {
             "source": source.name,
@@ -256,9 +266,13 @@ def _cut_splits(config: DataConfig, drafts: dict[str, Draft], labels: Labels) ->
             continue
         pieces[split] = Piece(train, destination == number)
         if not pieces[split].rows:
+            numbers = labels.lookup[train.codes[filled]]
+            most = largest_class(train.folded[filled], numbers)
             raise DataError(
-                f"{train.tables[0][1].name}: too few texts to cut a {split} split from "
-                f"({len(train):,} rows): give more rows, or a {split} split of its own"
+                f"{train.tables[0][1].name}: too few texts to cut a {split} split from: the "
+                f"largest of {len(np.unique(numbers)):,} classes has {most:,} different "
+                f"({len(train):,} rows in all): give more rows of each class, or a {split} split "
+                "of its own; is data.label the right column?"
             )
     return pieces
 
@@ -319,14 +333,25 @@ def _check_classes(train: Piece, labels: Labels, source: Source) -> None:
         )
 
 
-def _cut_notes(config: DataConfig, drafts: Mapping[str, Draft]) -> list[str]:
+def _cut_notes(
+    config: DataConfig, drafts: Mapping[str, Draft], pieces: Mapping[str, Piece]
+) -> list[str]:
     """Return which splits were cut from train, in words."""
-    fractions = {"validation": config.validation_fraction, "test": config.test_fraction}
-    return [
-        f"{split}: cut from train, {fraction:.0%} of each class by hashed key"
-        for split, fraction in fractions.items()
-        if split not in drafts
-    ]
+    notes = []
+    whole = int((~drafts["train"].empty).sum())
+    asked = {"validation": config.validation_fraction, "test": config.test_fraction}
+    for split, fraction in asked.items():
+        if split in drafts:
+            continue
+        share, wanted = f"{pieces[split].rows / whole:.0%}", f"{fraction:.0%}"
+        how = f"{wanted} of each class by hashed key"
+        if share != wanted:
+            how = (
+                f"{share} by hashed key: whole texts, and at least one of each class that has "
+                f"enough ({wanted} of each was asked)"
+            )
+        notes.append(f"{split}: cut from train, {how}")
+    return notes
 
 
 def _budget_notes(config: DataConfig, pieces: Mapping[str, Piece]) -> list[str]:
@@ -352,6 +377,15 @@ def _thin_classes(pieces: Mapping[str, Piece], labels: Labels) -> list[str]:
     return notes
 
 
+def _blank_classes(labels: Labels) -> list[str]:
+    """Return which classes are called as a missing label is often written, in words."""
+    return [
+        f"train: the class '{name}' is called as a missing label is written: remove its rows where "
+        "it is one; if it is a class, list all in data.label_names"
+        for name in labels.blank()
+    ]
+
+
 def _write(
     run: RunFolder,
     config: DataConfig,
@@ -359,7 +393,10 @@ def _write(
     labels: Labels,
     report: dict[str, Any],
 ) -> Prepared:
-    """Write the splits and, last, what says that they are whole."""
+    """Write the splits and, last, what says that they are whole; the stage's stamp, which says that
+    views are there too, is the caller's.
+    """
+    Stamp.remove(run.data)
     run.prepared.unlink(missing_ok=True)
     for split in SPLITS:
         if split not in pieces:

@@ -16,7 +16,7 @@ from typing import Any
 from bert_kd.config import DataConfig
 from bert_kd.data.arrow_tables import count_parquet_rows, read_dataset, read_parquet
 from bert_kd.data.labels import Names, numbered_names, read_names, reordered
-from bert_kd.data.tables import Table
+from bert_kd.data.tables import Table, reading
 from bert_kd.data.text_files import read_csv, read_jsonl, read_tsv
 from bert_kd.errors import DataError, nearest
 
@@ -47,7 +47,15 @@ class Source:
 
 
 def find_source(config: DataConfig) -> Source:
-    """Return the tables of `config.source`. Raises DataError where something is missing."""
+    """Return the tables of `config.source`.
+
+    Raises DataError where something is missing or cannot be read.
+    """
+    with reading(config.source):
+        return _find_source(config)
+
+
+def _find_source(config: DataConfig) -> Source:
     kind, _, rest = config.source.partition(":")
     if kind == "hub":
         splits, own = _hub(rest, config)
@@ -108,13 +116,26 @@ def _folder(folder: Path, config: DataConfig) -> tuple[Splits, Names | None]:
         if paths:
             splits[split] = tuple(_table(path, config) for path in paths)
     if "train" not in splits:
-        files = sorted(file.name for file in folder.iterdir() if file.is_file())
-        held = f"it holds {', '.join(files[:10])}" if files else "it is empty"
         raise DataError(
-            f"there is no train file in the folder {folder} ({held}): name one train.csv, "
+            f"there is no train file in the folder {folder} ({_held(folder)}): name one train.csv, "
             "train.tsv, train.jsonl or train.parquet, or set data.train to its name"
         )
     return splits, _names_beside(folder)
+
+
+def _held(folder: Path) -> str:
+    """Return what a folder holds, for messages: files first, then what cannot be read as one."""
+    files, others = [], []
+    for path in sorted(folder.iterdir()):
+        if path.is_file():
+            files.append(path.name)
+        elif path.is_dir():
+            others.append(f"the folder {path.name}")
+        else:
+            others.append(f"{path.name}, which is {'no file' if path.exists() else 'a dead link'}")
+    held = files + others
+    shown = ", ".join(held[:10]) + (", …" if len(held) > 10 else "")
+    return f"it holds {shown}" if held else "it is empty"
 
 
 def _found(folder: Path, split: str, any_suffix: bool) -> list[Path]:

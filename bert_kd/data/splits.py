@@ -113,6 +113,12 @@ def cut(
     return groups.spread(destination)
 
 
+def largest_class(folded: Keys, labels: Codes) -> int:
+    """Return how many distinct texts the class has that has most: what `cut` can cut from."""
+    strata, _ = group(folded).range(labels)
+    return int(np.bincount(strata).max(initial=0))
+
+
 def _quota(size: int, share: float, free: int) -> int:
     """Return how many of a class to cut off: its share, rounded, at least one, of those free."""
     return max(min(max(int(size * share + 0.5), 1), free), 0)

@@ -8,13 +8,20 @@ formats share. Not here: the formats themselves (`text_files`, `arrow_tables`), 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from bert_kd.errors import DataError, nearest
 
 BATCH_ROWS = 4096
+MOST_LISTED = 20
+LONGEST_LISTED = 40
+"""Characters of a column's name in a message."""
 
 RawLabel = int | str | None
 """A label as the source has it; None: there is none."""
@@ -80,17 +87,61 @@ class Table:
         return f"{self.name}, {self.unit} {line}"
 
 
+@contextmanager
+def reading(place: str | Path) -> Iterator[None]:
+    """Turn what the system says of an unreadable file or folder into DataError.
+
+    The message names `place` where the system names no file. An OSError without a number is a
+    format's own and passes.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise DataError(
+            f"{error.filename or place} cannot be read ({os.strerror(error.errno)}): make it "
+            "readable to you, or give another"
+        ) from None
+
+
 def require_columns(place: str, found: Sequence[str], columns: Columns, hint: str = "") -> None:
     """Check that `found` holds every required column once. Raises DataError naming the nearest."""
+    require_different(columns)
     for setting, name in columns.required():
         if name not in found:
+            near = nearest(name, map(_name, found))
             raise DataError(
-                f"{place}: there is no column '{name}'{nearest(name, found)}; found: "
-                f"{', '.join(found) or 'none'}. Set {setting} to the column's name{hint}"
+                f"{place}: there is no column '{name}'{near}; found: {listed(found)}. "
+                f"Set {setting} to the column's name{hint}"
             )
     for _setting, name in columns.wanted():
         if found.count(name) > 1:
             raise DataError(f"{place}: the column '{name}' is there twice: rename one of them")
+
+
+def require_different(columns: Columns) -> None:
+    """Raise DataError where two settings name one column."""
+    settings: dict[str, str] = {}
+    for setting, name in columns.wanted():
+        if name in settings:
+            raise DataError(
+                f"{settings[name]} and {setting} both name the column '{name}': set each to a "
+                "column of its own"
+            )
+        settings[name] = setting
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return column names for a message: the first ones, each cut to a readable length."""
+    shown = [_name(name) for name in islice(names, MOST_LISTED + 1)]
+    more = ["…"] if len(shown) > MOST_LISTED else []
+    return ", ".join(shown[:MOST_LISTED] + more) or "none"
+
+
+def _name(name: str) -> str:
+    cut = name if len(name) <= LONGEST_LISTED else name[: LONGEST_LISTED - 1] + "…"
+    return cut if cut.isprintable() else repr(cut)[1:-1]
 
 
 def checked(

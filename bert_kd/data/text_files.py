@@ -8,10 +8,12 @@ not); no other character ends one in TSV and JSON lines.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -19,11 +21,22 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
 
-from bert_kd.data.tables import BATCH_ROWS, Columns, RawRows, checked, require_columns
+from bert_kd.data.tables import (
+    BATCH_ROWS,
+    Columns,
+    RawRows,
+    checked,
+    listed,
+    reading,
+    require_columns,
+    require_different,
+)
 from bert_kd.errors import DataError, nearest
 
 LONGEST_FIELD = 10_000_000
 """Characters of a CSV field; a longer one is taken for a quotation mark that nothing closes."""
+
+_SPACE_AND_QUOTE = re.compile(' +"')
 
 Record = tuple[int, list[str]]
 """The line at which a record starts, and its fields."""
@@ -34,7 +47,7 @@ def read_tsv(path: Path, columns: Columns, names: tuple[str, ...] | None) -> Ite
 
     Raises DataError.
     """
-    with open_text(path, newline="\n") as file:
+    with reading(path), open_text(path, newline="\n") as file:
         yield from _delimited(path, tsv_records(file), columns, names, "\t")
 
 
@@ -45,7 +58,7 @@ def read_csv(
 
     Raises DataError.
     """
-    with open_text(path, newline="") as file:
+    with reading(path), open_text(path, newline="") as file:
         yield from _delimited(path, csv_records(path, file, delimiter), columns, names, delimiter)
 
 
@@ -54,8 +67,9 @@ def read_jsonl(path: Path, columns: Columns) -> Iterator[RawRows]:
 
     Raises DataError.
     """
+    require_different(columns)
     required = columns.required()
-    with open_text(path, newline="\n") as file:
+    with reading(path), open_text(path, newline="\n") as file:
         numbered = ((number, line) for number, line in enumerate(file, 1) if not line.isspace())
         while part := list(islice(numbered, BATCH_ROWS)):
             objects = [json_object(path, number, line, required) for number, line in part]
@@ -82,7 +96,7 @@ def json_object(path: Path, number: int, line: str, required: list[tuple[str, st
         if name not in row:
             raise DataError(
                 f"{path}, line {number}: there is no key '{name}'{nearest(name, row)}; found: "
-                f"{', '.join(row) or 'none'}. Add it, or set {setting} to the key's name"
+                f"{listed(row)}. Add it, or set {setting} to the key's name"
             )
     return row
 
@@ -96,8 +110,10 @@ def tsv_records(file: TextIO) -> Iterator[Record]:
 def csv_records(path: Path, file: TextIO, delimiter: str) -> Iterator[Record]:
     """Yield (first line, fields) of each record. Raises DataError where it is no CSV."""
     csv.field_size_limit(LONGEST_FIELD)
-    reader = csv.reader(file, delimiter=delimiter, strict=True)
+    lines: list[str] = []  # of the record that is being read
+    reader = csv.reader(_kept(file, lines), delimiter=delimiter, strict=True)
     while True:
+        lines.clear()
         start = reader.line_num + 1
         try:
             fields = next(reader)
@@ -110,7 +126,37 @@ def csv_records(path: Path, file: TextIO, delimiter: str) -> Iterator[Record]:
                 "tabs and "
                 'set data.format = "tsv"'
             ) from None
+        if ' "' in "".join(fields):
+            _refuse_late_quote(f"{path}, line {start}", lines, fields, delimiter)
         yield start, fields
+
+
+def _kept(file: TextIO, lines: list[str]) -> Iterator[str]:
+    """Yield the lines of `file`, each once it stands in `lines` too."""
+    for line in file:
+        lines.append(line)
+        yield line
+
+
+def _refuse_late_quote(place: str, lines: list[str], fields: list[str], delimiter: str) -> None:
+    """Raise DataError where spaces stand before the quotation mark that opens a field.
+
+    A quoted text may itself begin with a space and a quotation mark: it reads the same where the
+    spaces after a delimiter are skipped.
+    """
+    late = [field for field in fields if _SPACE_AND_QUOTE.match(field)]
+    if not late:
+        return
+    skipping = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=True)
+    try:
+        skipped = next(skipping)
+    except csv.Error:
+        skipped = []
+    if [field for field in skipped if _SPACE_AND_QUOTE.match(field)] != late:
+        raise DataError(
+            f"{place}: a field begins with a space before its quotation mark, which would be a "
+            f"character of it: remove the space after the delimiter {delimiter!r}"
+        )
 
 
 def _delimited(
@@ -147,6 +193,8 @@ def _header(
     hint = ", or give the names in data.columns where the file has no header line"
     if len(names) == 1 and any(mark in header[0] for mark in ",;\t|"):
         hint += f"; is the delimiter really {delimiter!r} (data.format, data.delimiter)?"
+    if any("\r" in name for name in names):
+        hint += "; do its lines end in a carriage return alone? Convert them to end in a line feed"
     require_columns(f"{path}, line {line}", names, columns, hint)
     return names
 
@@ -212,12 +260,15 @@ def _open_bytes(path: Path) -> BinaryIO:
 def _not_utf8(path: Path) -> str:
     """Return the message that names the first line that is not UTF-8."""
     with _open_bytes(path) as file:
+        wide = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        encoding = "UTF-16" if wide else "WINDOWS-1252"
+        file.seek(0)
         for number, line in enumerate(file, 1):
             try:
                 line.decode()
             except UnicodeDecodeError as error:
                 return (
                     f"{path}, line {number}: not UTF-8 (byte 0x{line[error.start]:02x}): convert "
-                    "the file, for example with: iconv -f WINDOWS-1252 -t UTF-8"
+                    f"the file, for example with: iconv -f {encoding} -t UTF-8"
                 )
     return f"{path}: not UTF-8: convert the file"

@@ -1,6 +1,10 @@
 """Small sources on disk, and a run folder to prepare them into."""
 
+import builtins
+import errno
 import gzip
+import io
+import os
 
 import pytest
 
@@ -33,6 +37,30 @@ def write(folder):
         return path
 
     return write_file
+
+
+@pytest.fixture
+def closed(monkeypatch):
+    """Let the system refuse to open a file or list a folder, as it does where the mode is 0 (but
+    not to root).
+    """
+
+    def refusing(module, name, shut):
+        allowed = getattr(module, name)
+
+        def call(path, *given, **settings):
+            if isinstance(path, str | os.PathLike) and os.fspath(path) == os.fspath(shut):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return allowed(path, *given, **settings)
+
+        monkeypatch.setattr(module, name, call)
+
+    def close(path):
+        for module, name in ((io, "open"), (builtins, "open"), (os, "listdir"), (os, "scandir")):
+            refusing(module, name, path)
+        return path
+
+    return close
 
 
 @pytest.fixture

@@ -88,3 +88,24 @@ def test_text_that_is_not_utf8_is_refused_with_its_row(table):
     data = pa.array([b"good", b"caf\xe9"], pa.binary())
     text = pa.Array.from_buffers(pa.string(), 2, data.buffers())
     assert "row 2: the column 'text' is not UTF-8" in refused(table(text=text, label=[0, 1]))
+
+
+def test_a_file_that_the_system_refuses_is_told_with_the_reason(table, monkeypatch):
+    def refusing(*given, **settings):
+        # As pyarrow raises it: the file stands in the sentence alone.
+        raise PermissionError(13, "Failed to open local file. Detail: [errno 13]")
+
+    path = table(text=["a"], label=[1])
+    monkeypatch.setattr(pq, "ParquetFile", refusing)
+    monkeypatch.setattr(pq, "read_metadata", refusing)
+    told = f"{path} cannot be read (Permission denied): make it readable"
+    assert told in refused(path)
+    with pytest.raises(DataError) as caught:
+        count_parquet_rows(path)
+    assert told in str(caught.value)
+
+
+def test_a_damaged_file_is_told_to_be_none(table):
+    path = table(text=["a"] * 1000, label=[1] * 1000)
+    path.write_bytes(b"PAR1" + b"\xff" * 400 + path.read_bytes()[-300:])
+    assert f"{path} is not a whole Parquet file" in refused(path)

@@ -180,3 +180,35 @@ def test_integers_that_do_not_start_at_0_take_the_names_in_order(write, prepared
     assert made.labels == ("negative", "positive")
     for text, label in zip(splits["train"].texts, splits["train"].labels, strict=True):
         assert label == int(text.split()[1]) % 2
+
+
+def test_true_and_false_in_any_case_are_one_pair_of_classes():
+    names, found = resolved(None, train=["true", "false"], validation=["False", "TRUE", "True"])
+    assert names == ("false", "true")
+    assert found == {"train": [1, 0], "validation": [0, 1, 1]}
+    assert resolved(None, train=["True", "true", "FALSE"])[1]["train"] == [1, 1, 0]
+    # Beside another class they are names like any other.
+    assert resolved(None, train=["True", "true", "odd"])[0] == ("True", "odd", "true")
+
+
+def test_given_names_rename_false_and_true_as_they_do_0_and_1():
+    own = reordered(None, ("ham", "spam"))
+    names, found = resolved(own, train=["true", "false"], test=["True", "0.0", "spam"])
+    assert names == ("ham", "spam")
+    assert found == {"train": [1, 0], "test": [1, 0, 1]}
+    names, found = resolved(reordered(None, ("True", "False")), train=["true", "false", "False"])
+    assert (names, found["train"]) == (("True", "False"), [0, 1, 1])
+    assert "'false' is none of the 2 classes" in refused(
+        numbered_names(["no", "yes"], "labels.json", [1, 2]), train=["true", "false"]
+    )
+
+
+def test_a_class_that_may_be_a_missing_label_is_told_unless_it_is_listed(write, prepared):
+    labels = ["NaN", "good", "n/a"]
+    write("train.tsv", tsv([(f"text {at}", labels[at % 3]) for at in range(60)]))
+    notes = prepared()[0].report["notes"]
+    for name in ("NaN", "n/a"):
+        told = f"train: the class '{name}' is called as a missing label is written"
+        assert sum(note.startswith(told) for note in notes) == 1
+    notes = prepared(label_names=labels)[0].report["notes"]
+    assert not any("missing label" in note for note in notes)

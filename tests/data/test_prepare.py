@@ -99,6 +99,16 @@ def test_missing_splits_are_cut_stratified_and_reported(write, prepared):
     ]
 
 
+def test_the_share_that_small_classes_give_to_a_cut_is_told(write, prepared):
+    made, _ = prepared(write("all.tsv", tsv(numbered(385, classes=77))))
+    assert made.rows == {"train": 231, "validation": 77, "test": 77}
+    assert made.report["notes"] == [
+        f"{split}: cut from train, 20% by hashed key: whole texts, and at least one of each class "
+        "that has enough (10% of each was asked)"
+        for split in ("validation", "test")
+    ]
+
+
 def test_only_the_missing_split_is_cut(write, prepared):
     write("train.tsv", tsv(numbered(100)))
     write("test.tsv", tsv(numbered(6, prefix="test")))
@@ -297,6 +307,16 @@ def test_a_train_split_without_text_is_refused(write, prepared):
 def test_too_few_rows_to_cut_from_are_refused(write, prepared):
     message = refused(prepared, write("all.tsv", tsv([("a", 0), ("b", 1)])))
     assert "too few texts to cut a" in message
+
+
+def test_classes_too_small_to_cut_from_are_named_as_the_reason(write, prepared):
+    rows = [*numbered(1000, classes=500), ("", 1), ("TEXT 3", 3)]
+    message = refused(prepared, write("all.tsv", tsv(rows)))
+    assert (
+        "too few texts to cut a validation split from: the largest of 500 classes has 2 different "
+        "(1,002 rows in all)" in message
+    )
+    assert "more rows of each class" in message and "is data.label the right column?" in message
 
 
 def test_a_class_that_train_lacks_is_told(write, prepared):

@@ -9,6 +9,7 @@ from source_texts import jsonl, numbered, tsv
 
 from bert_kd.config import DataConfig
 from bert_kd.data import sources
+from bert_kd.data.origin import source_fingerprint
 from bert_kd.data.sources import find_source
 from bert_kd.errors import DataError
 
@@ -94,6 +95,27 @@ def test_a_folder_without_a_train_file_is_refused(folder, write):
     write("reviews.csv", ROWS)
     message = refused(folder)
     assert "it holds reviews.csv" in message and "data.train" in message
+
+
+def test_a_folder_tells_what_it_holds_beside_files(folder, write):
+    (folder / "inner").mkdir()
+    (folder / "train.csv").symlink_to(folder / "gone.csv")
+    assert "(it holds the folder inner, train.csv, which is a dead link)" in refused(folder)
+    write("reviews.csv", ROWS)
+    assert "(it holds reviews.csv, the folder inner, train.csv, which" in refused(folder)
+    for number in range(10):
+        write(f"more_{number}.csv", ROWS)
+    assert "more_9.csv, …)" in refused(folder)
+
+
+def test_a_folder_or_file_that_the_system_refuses_is_told_with_the_reason(folder, write, closed):
+    path = write("train.tsv", ROWS)
+    closed(path)
+    with pytest.raises(DataError) as caught:
+        source_fingerprint(DataConfig(source=str(folder)))
+    assert f"{path} cannot be read (Permission denied): make it readable" in str(caught.value)
+    closed(folder)
+    assert f"{folder} cannot be read (Permission denied)" in refused(folder)
 
 
 def test_a_missing_source_is_refused_with_the_nearest(folder, write):

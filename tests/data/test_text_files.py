@@ -4,6 +4,7 @@ import gzip
 import re
 
 import pytest
+from source_texts import jsonl
 
 from bert_kd.data.tables import BATCH_ROWS, Columns
 from bert_kd.data.text_files import read_csv, read_jsonl, read_tsv
@@ -208,3 +209,65 @@ def test_a_broken_archive_is_refused(folder, kind):
     packed = gzip.compress(b"text\tlabel\n" + b"some text\t1\n" * 1000)
     path.write_bytes(b"text\tlabel\n" if kind == "no gzip at all" else packed[: len(packed) // 2])
     assert re.search("is not a whole gzip file", refused(read_tsv(path, SINGLE, None)))
+
+
+@pytest.mark.parametrize("name", ["train.tsv", "train.csv", "train.jsonl", "train.tsv.gz"])
+def test_a_file_that_the_system_refuses_is_told_with_the_reason(write, name, closed):
+    path = closed(write(name, "text\tlabel\na\t1\n"))
+    read = {
+        "train.csv": lambda: read_csv(path, SINGLE, None, ","),
+        "train.jsonl": lambda: read_jsonl(path, SINGLE),
+    }.get(name, lambda: read_tsv(path, SINGLE, None))
+    assert f"{path} cannot be read (Permission denied): make it readable" in refused(read())
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf_16_is_told_by_its_byte_order_mark(write, encoding):
+    path = write("train.tsv", "\ufefftext\tlabel\né\t1\n".encode(encoding))
+    assert "iconv -f UTF-16 -t UTF-8" in refused(read_tsv(path, SINGLE, None))
+    path = write("train.tsv", b"text\tlabel\ncaf\xe9\t1\n")
+    assert "iconv -f WINDOWS-1252 -t UTF-8" in refused(read_tsv(path, SINGLE, None))
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        '"word thing", "a"',
+        '"word thing",  "a, b"',
+        '"word thing", "a\nb"',
+        ' "word thing",a',
+        'word thing, "a" and more',
+    ],
+)
+def test_a_space_before_a_quotation_mark_is_refused_with_its_line(write, record):
+    path = write("train.csv", f"text,label\nfine,a\n{record}\nfine,b\n")
+    message = refused(read_csv(path, SINGLE, None, ","))
+    assert f"{path}, line 3: a field begins with a space before its quotation mark" in message
+    assert "remove the space after the delimiter ','" in message
+
+
+def test_a_quoted_text_may_begin_with_a_space_and_a_quotation_mark(write):
+    path = write("train.csv", 'label,more,text\na, b," ""Yes"", she said"\na, b, it\'s "fine"\n')
+    texts, _, labels, _ = whole(read_csv(path, SINGLE, None, ","))
+    assert texts == [' "Yes", she said', ' it\'s "fine"']
+    assert labels == ["a", "a"]
+
+
+def test_lines_that_end_in_a_carriage_return_alone_are_suspected_in_a_short_message(write):
+    path = write("train.tsv", "text\tlabel\r" + "".join(f"text {at}\t1\r" for at in range(5000)))
+    message = refused(read_tsv(path, SINGLE, None))
+    assert "there is no column 'label'" in message and "\r" not in message
+    assert r"found: text, label\rtext 0, 1\rtext 1," in message and r"1\rtext 18, …." in message
+    assert "do its lines end in a carriage return alone?" in message
+    assert len(message) < 1000
+    path = write("train.tsv", "x" * 5000 + "\tlabel\na\t1\n")
+    assert f"found: {'x' * 39}…, label." in refused(read_tsv(path, SINGLE, None))
+    path = write("train.jsonl", jsonl([{f"key {at}": 1 for at in range(1000)}]))
+    assert "key 19, …." in refused(read_jsonl(path, SINGLE))
+
+
+def test_two_settings_may_not_name_one_column(write):
+    same = Columns("text", "text", "label")
+    told = "data.text and data.text_b both name the column 'text'"
+    assert told in refused(read_tsv(write("a.tsv", "text\tlabel\na\t1\n"), same, None))
+    assert told in refused(read_jsonl(write("a.jsonl", jsonl([{"text": "a", "label": 1}])), same))
