@@ -147,7 +147,9 @@ def _readable(path: Path) -> Iterator[None]:
         raise DataError(f"{path} is not a whole Parquet file ({error}): write it again") from None
     except OSError as error:
         if error.errno is not None:
-            raise
+            raise DataError(
+                f"{path} cannot be read ({error.strerror}): give a file that can be"
+            ) from None
         raise DataError(f"{path} is not a whole Parquet file ({error}): write it again") from None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import gzip
 import json
 
@@ -267,6 +268,15 @@ def test_impossible_requests_are_refused(tmp_path, changed):
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(DataError, match="does not exist"):
         import_answers(tmp_path / "box", tmp_path / "no.csv", labels=LABELS, kind="logits")
+
+
+def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+    def refuse(path, **_):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("bert_kd.logits.answer_files.open_text", refuse)
+    with pytest.raises(DataError, match=r"in.csv cannot be read \(Permission denied\)"):
+        import_answers(tmp_path / "box", tmp_path / "in.csv", labels=LABELS, kind="logits")
 
 
 @pytest.fixture
