@@ -182,6 +182,9 @@ def feature_loss(student: Tensor, teacher: Tensor, kind: str) -> Tensor:
 class DistillationLoss(nn.Module):
     """The weighted sum, with the learned linear map of the feature term (`student_size` →
     `teacher_size`).
+
+    CE is the mean over a batch's labelled rows, SOFT and FEATURE over all of its rows: a labelled
+    row counts the more, the fewer of its batch have a label, and a batch without any has no CE.
     """
 
     def __init__(self, config: LossConfig, student_size: int = 0, teacher_size: int = 0) -> None:

@@ -171,12 +171,6 @@ class StudentOptimizer:
     def _all(self) -> list[torch.optim.Optimizer]:
         return [self.dense] if self.embedding is None else [self.dense, self.embedding]
 
-    @property
-    def learning_rate(self) -> float:
-        """That of the dense weights at the latest step."""
-        rate: float = self.dense.param_groups[0]["lr"]
-        return rate
-
     def begin(self, rate: float) -> None:
         """Forget the last step's gradients and set this step's learning rate."""
         self.dense.zero_grad()

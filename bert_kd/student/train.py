@@ -32,14 +32,15 @@ from bert_kd.errors import StudentError
 from bert_kd.hardware import computes_bf16
 from bert_kd.progress import progress, say
 from bert_kd.store import to_json, write_json, write_text, writing
-from bert_kd.student.losses import NO_LABEL, DistillationLoss
+from bert_kd.student.losses import NO_LABEL, DistillationLoss, Losses
 from bert_kd.student.model import UNKNOWN_ID, BiLSTM
 from bert_kd.student.optimizer import StudentOptimizer
 
 CHECKPOINT, HISTORY, METRICS = "checkpoint.safetensors", "history.jsonl", "metrics.json"
-FORMAT = 3
+FORMAT = 4
 """Of checkpoints."""
 EVALUATION_TOKENS = 16_384
+ZEROS = (0.0,) * len(Losses._fields)
 FOLLOW_STEPS = 32
 """The average of the weights follows once in so many steps, and at an epoch's end: all rows of the
 embedding have to be up to date for it.
@@ -79,12 +80,7 @@ class State:
     best_epoch: int = -1
     kept: int = -1  # the epoch whose weights are kept: see `is_as_good`
     seconds: float = 0.0
-    sums: tuple[float, ...] = (
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-    )  # total, hard, soft, feature over this epoch's batches
+    sums: tuple[float, ...] = ZEROS  # of `Losses` over this epoch's rows so far: see `_row_sums`
     history: tuple[dict[str, Any], ...] = ()
 
 
@@ -147,6 +143,8 @@ def train(
             model.train()
             shuffled = np.random.default_rng([seed, state.epoch])
             batches = bucketed_batches(lengths, batch_size, shuffled)
+            # On the device: to read them would wait for it at every step.
+            sums = torch.tensor(state.sums, dtype=torch.float64, device=accelerator.device)
             for rows in batches[state.step :]:
                 done_steps = state.epoch * len(batches) + state.step
                 optimizer.begin(rate(done_steps))
@@ -167,18 +165,18 @@ def train(
                     _follow(averaged, model, settings.ema, done_steps, window)
 
                 state.step += 1
-                state.sums = tuple(
-                    total + loss.item() for total, loss in zip(state.sums, losses, strict=True)
-                )
+                sums += _row_sums(losses, labels)
                 advance(len(rows))
                 if time.monotonic() - last_saved > settings.checkpoint_seconds:
+                    state.sums = tuple(sums.tolist())
                     state.seconds = time.monotonic() - started
                     run.save(state)
                     last_saved = time.monotonic()
 
             judged = averaged if averaged is not None else model
             measured = evaluate(judged, validation)
-            if not math.isfinite(measured["nll"] + state.sums[0]):
+            means = _means(sums, examples.labels)
+            if not math.isfinite(measured["nll"] + means["loss"]):
                 raise StudentError(
                     f"{name} diverged in epoch {state.epoch + 1} (its loss is not finite): lower "
                     "training.learning_rate, or set training.clip"
@@ -189,17 +187,16 @@ def train(
             if is_as_good(value, state.best, settings.metric, len(validation)):
                 state.kept = state.epoch
                 best.load_state_dict(judged.state_dict())
-            means = [value / len(batches) for value in state.sums]
             state.seconds = time.monotonic() - started
             row = {
                 "epoch": state.epoch + 1,
-                **dict(zip(("loss", "hard", "soft", "feature"), means, strict=True)),
+                **means,
                 **{f"validation_{key}": value for key, value in measured.items()},
-                "learning_rate": optimizer.learning_rate,
+                "learning_rate": rate((state.epoch + 1) * len(batches) - 1),  # of the last batch
                 "seconds": state.seconds,
             }
             state.history = (*state.history, row)
-            state.epoch, state.step, state.sums = state.epoch + 1, 0, (0.0, 0.0, 0.0, 0.0)
+            state.epoch, state.step, state.sums = state.epoch + 1, 0, ZEROS
             run.save(state)
             last_saved = time.monotonic()
             advance(0, f"epoch {state.epoch}, {settings.metric} {abs(value):.4f}")
@@ -219,11 +216,13 @@ def train(
 
 
 def is_as_good(value: float, best: float, metric: str, rows: int) -> bool:
-    """Return whether an epoch's metric over so many validation rows is as good as the best: a share
-    of right answers, if it is within a standard error of it.
+    """Return whether an epoch's metric over so many validation rows is as good as the best:
+    accuracy and macro-F1, if within a standard error of it; likelihood, if no worse.
 
-    Such a difference tells nothing, and later weights, of a lower learning rate, are the better
-    settled ones: of several seeds of SST-2, those kept from early epochs had the worst test.
+    The standard error is that of a share of right answers, for macro-F1 too, whose own is larger
+    where a class is rare. Such a difference tells nothing, and later weights, of a lower learning
+    rate, are the better settled ones: of several seeds of SST-2, those kept from early epochs had
+    the worst test.
     """
     if metric == "nll":
         return value >= best
@@ -321,6 +320,30 @@ def learning_rates(settings: TrainingConfig, steps: int) -> Callable[[int], floa
         )
 
     return lambda step: settings.learning_rate * factor(step)
+
+
+@torch.no_grad()
+def _row_sums(losses: Losses, labels: Tensor) -> Tensor:
+    """Return a batch's terms [4] (float64), each times the rows that it is a mean over, which for
+    the hard term are those with one of the `labels` [batch].
+    """
+    labelled = (labels != NO_LABEL).sum()
+    rows = torch.full_like(labelled, len(labels))
+    return torch.stack(losses).double() * torch.stack([rows, labelled, rows, rows])
+
+
+def _means(sums: Tensor, labels: Ints) -> dict[str, float]:
+    """Return an epoch's terms by their names in the history, of sums [4] over rows with these
+    `labels` [rows]: each a mean over the rows that it applies to, 0 where there are none.
+    """
+    rows, labelled = len(labels), int((labels != NO_LABEL).sum())
+    total, hard, soft, feature = sums.tolist()
+    return {
+        "loss": total / rows,
+        "hard": hard / max(labelled, 1),
+        "soft": soft / rows,
+        "feature": feature / rows,
+    }
 
 
 @torch.no_grad()

@@ -176,3 +176,13 @@ def test_a_report_that_contradicts_itself_is_a_bug(tmp_path: Path):
         write_report(replace(report, models=report.models * 2), tmp_path)
     with pytest.raises(ValueError, match="not measured on train"):
         write_report(replace(report, split="train"), tmp_path)
+
+
+def test_an_interval_of_a_single_seed_is_said_to_know_of_no_others():
+    def said(**shape) -> int:
+        text = " ".join("".join(parse(render_page(make_report(**shape))).text).split())
+        return text.count("of a single seed says nothing of other seeds")
+
+    assert said() == 2  # of the results and of the differences
+    assert said(seeds=(1, 2)) == 1  # the teacher is one
+    assert said(seeds=(1, 2), teacher=False) == 0

@@ -24,8 +24,8 @@ from bert_kd.logits.word_vectors import write_word_vectors
 from bert_kd.provenance import NO_WISHES, Wishes, members
 from bert_kd.store import RunFolder, read_json
 from bert_kd.student import lesson as lesson_module
-from bert_kd.student.lesson import _start, prepare_lesson
-from bert_kd.student.train import read_history
+from bert_kd.student.lesson import _follow_linear, _start, forget_checkpoint, prepare_lesson, teach
+from bert_kd.student.train import CHECKPOINT, read_history
 
 WORDS = ("parcel", "invoice", "password", "broken")
 FILLERS = ("my", "the", "please", "help", "is", "where", "now", "again", "was", "soon")
@@ -424,3 +424,58 @@ def test_what_training_itself_does_is_part_of_a_students_stamp(configured, monke
     monkeypatch.setattr(place, 99)
     after = provenance.student_stamp(config, member, run, prepared, sources)
     assert len(after.differences(before)) == 1 and "wanted 99" in after.differences(before)[0]
+
+
+def test_labels_are_smoothed_for_twins_too(configured, monkeypatch, tmp_path):
+    config = configured(loss={"label_smoothing": 0.2}, twin=True)
+    run, prepared = provenance.with_data(config)
+    sources = provenance.teacher_sources(config, run, NO_WISHES)
+    lesson = prepare_lesson(config.students[0], config.logits, run, prepared, sources)
+    losses = []
+
+    def note(config: StudentConfig, *_: object, **__: object) -> None:
+        losses.append(config.loss)
+        raise StudentError("enough is known")
+
+    monkeypatch.setattr(lesson_module, "train", note)
+    for twin in (False, True):
+        with pytest.raises(StudentError, match="enough"):
+            teach(lesson, tmp_path, name="x", seed=17, twin=twin, fingerprint="f")
+    student, twins = losses
+    assert student == config.students[0].loss and student.distils
+    assert twins == LossConfig(hard_weight=1.0, soft_weight=0.0, label_smoothing=0.2)
+
+
+@pytest.mark.parametrize("soft_weight", [0.0, 1.0])
+def test_labels_are_smoothed_beside_a_linear_model_too(soft_weight):
+    loss = LossConfig(soft_weight=soft_weight, feature_weight=1.0, label_smoothing=0.2)
+    assert _follow_linear(StudentConfig(name="base", loss=loss)).loss.label_smoothing == 0.2
+
+
+def test_a_checkpoint_stays_until_it_is_to_be_forgotten(configured, tmp_path, monkeypatch):
+    """A kill between the saving of a student and its stamp costs no second training."""
+    config = configured()
+    run, prepared = provenance.with_data(config)
+    sources = provenance.teacher_sources(config, run, NO_WISHES)
+    lesson = prepare_lesson(config.students[0], config.logits, run, prepared, sources)
+    folder = tmp_path / "student"
+    given = {"name": "x", "seed": 17, "twin": False, "fingerprint": "f"}
+    metrics = teach(lesson, folder, **given)
+    before = (folder / "model.safetensors").read_bytes()
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            "bert_kd.student.losses.DistillationLoss.forward",
+            lambda *_: pytest.fail("a finished student is trained again"),
+        )
+        assert teach(lesson, folder, **given) == metrics
+    assert (folder / "model.safetensors").read_bytes() == before
+
+    for name in ("checkpoint.other", "checkpoint.damaged", ".left.tmp"):
+        (folder / name).touch()
+    kept = {path.name for path in folder.iterdir()} - {CHECKPOINT}
+    forget_checkpoint(folder)
+    assert {path.name for path in folder.iterdir()} == {
+        name for name in kept if "checkpoint." not in name and not name.endswith(".tmp")
+    }
+    assert not (folder / CHECKPOINT).exists() and (folder / "model.safetensors").exists()
+    forget_checkpoint(folder)

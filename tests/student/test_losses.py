@@ -155,6 +155,13 @@ def test_presets_are_the_published_recipes():
     )
 
 
+def test_label_smoothing_joins_the_sum():
+    config = LossConfig(hard_weight=1.0, soft_weight=0.0, label_smoothing=0.3)
+    found = DistillationLoss(config)(STUDENT, None, LABELS, None)
+    assert found.hard.item() == pytest.approx(hard_loss(STUDENT, LABELS, 0.3).item())
+    assert found.total.item() == found.hard.item() > hard_loss(STUDENT, LABELS).item() + 0.1
+
+
 def test_a_twin_needs_no_teacher():
     config = LossConfig(hard_weight=1.0, soft_weight=0.0)
     found = DistillationLoss(config)(STUDENT, None, LABELS, None)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
-from bert_kd.student.optimizer import DeferredAdamW
+from bert_kd.config import TrainingConfig
+from bert_kd.student.optimizer import DeferredAdamW, StudentOptimizer
 
 ROWS, SIZE, STEPS = 300, 6, 700
 """Steps: more than twice as many as the optimizer remembers."""
@@ -141,3 +142,24 @@ def test_rows_that_were_not_named_are_refused():
     embedding(torch.tensor([0, 1]), table, sparse=True).sum().backward()
     with pytest.raises(RuntimeError, match="without catch_up"):
         optimizer.step()
+
+
+@pytest.mark.parametrize(("clip", "norm"), [(2.6, 2.6), (13.0, 13.0), (20.0, 13.0), (0.0, 13.0)])
+def test_a_step_is_of_gradients_whose_common_norm_is_clipped(clip, norm):
+    # A sparse gradient of 12, by two reads of one row, and a dense one of 5: together 13.
+    dense, table = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(4, 1))
+    optimizer = StudentOptimizer([dense], table, TrainingConfig(clip=clip), 1.0)
+    ids = torch.tensor([1, 1])
+    optimizer.begin(0.1)
+    optimizer.catch_up(ids)
+    read = embedding(ids, table, sparse=True)
+    ((dense * torch.tensor([3.0, 4.0])).sum() + (6 * read).sum()).backward()
+    optimizer.step()
+    share = norm / 13
+    assert torch.allclose(dense.grad, share * torch.tensor([3.0, 4.0]))
+    assert torch.allclose(
+        table.grad.to_dense().ravel(), share * torch.tensor([0.0, 12.0, 0.0, 0.0])
+    )
+    # What the optimizers have read is what was clipped: of Adam the first moment is a tenth of it.
+    assert torch.allclose(optimizer.tensors()["0.0.exp_avg"], 0.1 * dense.grad)
+    assert optimizer.tensors()["1.0.moments"][1, 0].item() == pytest.approx(1.2 * share)

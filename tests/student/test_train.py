@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -19,9 +20,19 @@ import torch
 from bert_kd.config import LossConfig, StudentConfig, TrainingConfig
 from bert_kd.errors import StudentError
 from bert_kd.student import train as train_module
+from bert_kd.student.losses import DistillationLoss, Losses
 from bert_kd.student.model import BiLSTM, Shape
 from bert_kd.student.optimizer import StudentOptimizer
-from bert_kd.student.train import CHECKPOINT, Examples, evaluate, is_as_good, predict, train
+from bert_kd.student.train import (
+    CHECKPOINT,
+    Examples,
+    evaluate,
+    is_as_good,
+    learning_rates,
+    predict,
+    read_history,
+    train,
+)
 
 Maker = Callable[..., Examples]
 
@@ -179,6 +190,32 @@ def test_the_moving_average_is_what_is_judged_and_kept(tmp_path: Path, make_exam
     )
 
 
+def test_the_moving_average_is_the_one_by_hand(tmp_path: Path, make_examples: Maker, monkeypatch):
+    decay, follow = 0.5, train_module._follow
+    mine = [value.detach().double() for value in new_model().parameters()]
+    # 8 batches an epoch, followed once for three of them and for the two that are left.
+    moves, judged = iter([(2, 3), (5, 3), (7, 2), (10, 3), (13, 3), (15, 2)]), []
+
+    def follow_by_hand(averaged, model, *given) -> None:
+        step, window = next(moves)
+        kept = min(decay, (1 + step) / (10 + step)) ** window  # (1 + t)/(10 + t) up to step 8
+        for place, value in enumerate(model.parameters()):
+            mine[place] = kept * mine[place] + (1 - kept) * value.detach().double()
+        follow(averaged, model, *given)
+
+    def judge(model: BiLSTM, examples: Examples) -> dict[str, float]:
+        judged.append(model)
+        for found, wanted in zip(model.parameters(), mine, strict=True):
+            assert torch.allclose(found.double(), wanted, rtol=1e-4, atol=1e-6)
+        return evaluate(model, examples)
+
+    monkeypatch.setattr(train_module, "FOLLOW_STEPS", 3)
+    monkeypatch.setattr(train_module, "_follow", follow_by_hand)
+    monkeypatch.setattr(train_module, "evaluate", judge)
+    run(tmp_path, make_examples, configuration(epochs=2, ema=decay, patience=0))
+    assert len(judged) == 2 and next(moves, None) is None
+
+
 def test_a_frozen_embedding_does_not_move(tmp_path: Path, make_examples: Maker):
     config = configuration()
     frozen = config.model_copy(
@@ -201,6 +238,72 @@ def test_the_feature_term_teaches(tmp_path: Path, make_examples: Maker):
     train(config, model, examples, validation, tmp_path, seed=1, name="x", fingerprint="f")
     history = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
     assert history[-1]["feature"] < 0.5 * history[0]["feature"]
+
+
+def test_each_term_of_the_history_is_a_mean_over_the_rows_it_applies_to(
+    tmp_path: Path, make_examples: Maker, monkeypatch
+):
+    """2 rows of 40 have a label, in batches of 16, 16 and 8."""
+    given = make_examples(40)
+    labels = np.where(np.isin(np.arange(40), [3, 21]), given.labels, -1)
+    features = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float16)
+    examples = Examples(given.tokens, None, labels, given.logits, features)
+    batches: list[tuple[torch.Tensor, Losses]] = []
+    forward = DistillationLoss.forward
+
+    def note(self, logits, pooled, labels, *others) -> Losses:
+        batches.append((labels, forward(self, logits, pooled, labels, *others)))
+        return batches[-1][1]
+
+    monkeypatch.setattr(DistillationLoss, "forward", note)
+    loss = LossConfig(hard_weight=0.5, soft_weight=2.0, feature_weight=0.3)
+    validation, config = make_examples(64, seed=1), configuration(loss, epochs=2, patience=0)
+    train(config, new_model(), examples, validation, tmp_path, seed=1, name="x", fingerprint="f")
+    history = read_history(tmp_path)
+    for row, epoch in zip(history, (batches[:3], batches[3:]), strict=True):
+        assert sorted(len(found) for found, _ in epoch) == [8, 16, 16]
+        labelled = [(found >= 0).sum().item() for found, _ in epoch]
+        assert sum(labelled) == 2 and 0 in labelled  # a batch has none, and counts for nothing
+        hard = sum(n * terms.hard.item() for n, (_, terms) in zip(labelled, epoch, strict=True))
+        assert row["hard"] == pytest.approx(hard / 2)
+        for key, name in (("loss", "total"), ("soft", "soft"), ("feature", "feature")):
+            whole = sum(len(found) * getattr(terms, name).item() for found, terms in epoch)
+            assert row[key] == pytest.approx(whole / 40)
+
+
+def test_terms_without_rows_are_0_in_the_history(tmp_path: Path, make_examples: Maker):
+    given = make_examples(40)
+    examples = Examples(given.tokens, None, np.full(40, -1), given.logits)
+    validation, config = make_examples(64, seed=1), configuration(epochs=1)
+    train(config, new_model(), examples, validation, tmp_path, seed=1, name="x", fingerprint="f")
+    (row,) = read_history(tmp_path)
+    assert row["hard"] == 0.0 == row["feature"] and row["soft"] > 0
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+def test_the_learning_rate_rises_and_then_falls_as_its_schedule_says(schedule: str):
+    settings = TrainingConfig(learning_rate=2.0, warmup=0.2, schedule=schedule)
+    rate = learning_rates(settings, 50)
+    assert [rate(step) for step in range(10)] == pytest.approx(np.arange(1, 11) / 5)
+    quarter, half, end = {
+        "cosine": (1 + math.sqrt(0.5), 1.0, 0.0),
+        "linear": (1.5, 1.0, 0.0),
+        "constant": (2.0, 2.0, 2.0),
+    }[schedule]
+    found = [rate(step) for step in (10, 20, 30, 50, 60)]
+    assert found == pytest.approx([2.0, quarter, half, end, end])
+    without = learning_rates(settings.model_copy(update={"warmup": 0.0}), 50)
+    assert without(0) == 2.0
+
+
+def test_the_history_has_the_learning_rate_of_each_epochs_last_batch(
+    tmp_path: Path, make_examples: Maker
+):
+    config = configuration()
+    run(tmp_path, make_examples, config)
+    rate = learning_rates(config.training, 24)
+    found = [row["learning_rate"] for row in read_history(tmp_path)]
+    assert found == [rate(7), rate(15), rate(23)] and len(set(found)) == 3
 
 
 class Stop(Exception):
@@ -239,14 +342,37 @@ def test_an_interrupted_run_ends_with_the_same_weights(
     resumed = run(tmp_path / "part", make_examples, config)
     assert same(whole, resumed)
     assert resumed_steps == 24 - at_step  # nothing is computed twice
-    lines = [
-        [
-            {key: value for key, value in json.loads(line).items() if key != "seconds"}
-            for line in (tmp_path / name / "history.jsonl").read_text().splitlines()
-        ]
-        for name in ("whole", "part")
+    assert lasting(tmp_path / "part") == lasting(tmp_path / "whole")
+
+
+def lasting(folder: Path) -> list[dict[str, float]]:
+    """A history without its times."""
+    return [
+        {key: value for key, value in row.items() if key != "seconds"}
+        for row in read_history(folder)
     ]
-    assert lines[0] == lines[1]
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+@pytest.mark.parametrize("epoch", [1, 2, 3])
+def test_a_run_that_was_killed_in_an_evaluation_has_the_same_weights_and_history(
+    tmp_path: Path, make_examples: Maker, monkeypatch: pytest.MonkeyPatch, epoch: int, ema: float
+):
+    config = configuration(checkpoint_seconds=0.0, ema=ema)
+    whole = run(tmp_path / "whole", make_examples, config)
+    calls = iter(range(1, epoch + 1))
+
+    def stopping(model: BiLSTM, examples: Examples) -> dict[str, float]:
+        if next(calls) == epoch:  # after the checkpoint of the epoch's last batch
+            raise Stop
+        return evaluate(model, examples)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "evaluate", stopping)
+        with pytest.raises(Stop):
+            run(tmp_path / "part", make_examples, config)
+    assert same(whole, run(tmp_path / "part", make_examples, config))
+    assert lasting(tmp_path / "part") == lasting(tmp_path / "whole")
 
 
 def test_a_checkpoint_of_other_settings_is_set_aside(tmp_path: Path, make_examples: Maker):
@@ -320,6 +446,7 @@ def test_kill_9_in_the_middle_and_resume(tmp_path: Path):
     assert start(tmp_path / "killed").wait(timeout=120) == 0
     whole, killed = (torch.load(tmp_path / name / "final.pt") for name in ("whole", "killed"))
     assert all(torch.equal(whole[key], killed[key]) for key in whole)
+    assert lasting(tmp_path / "whole") == lasting(tmp_path / "killed")
 
 
 def test_given_vectors_learn_more_slowly_than_random_ones():
