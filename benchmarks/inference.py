@@ -56,7 +56,7 @@ from bert_kd.evaluate.speed import Timings, time_systems
 from bert_kd.progress import say
 from bert_kd.runtime.native import engine as native
 from bert_kd.store import write_json
-from bert_kd.teacher.model import locate_model
+from bert_kd.teacher.base import locate_model
 
 PARTS = ("speed", "kernel", "processes")
 JOINED = 8

@@ -28,7 +28,8 @@ from bert_kd.runtime.export import export_bundle
 from bert_kd.store import write_json, writing_folder
 from bert_kd.student.model import CONFIG, BiLSTM, Shape, Student, save_student
 from bert_kd.student.vocabulary import build_tokenizer
-from bert_kd.teacher.model import locate_model, quiet
+from bert_kd.teacher.base import locate_model
+from bert_kd.teacher.model import quiet
 
 SHAPES: Mapping[str, Mapping[str, Any]] = {
     "BERT-base": {},

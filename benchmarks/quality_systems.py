@@ -286,7 +286,7 @@ def control_systems(
     The choice is kept in `controls.json` of the run folder, so that a later call only fits what was
     chosen.
     """
-    from bert_kd.teacher.model import locate_model
+    from bert_kd.teacher.base import locate_model
 
     run = RunFolder(config.run)
     prepared = load_prepared(run)

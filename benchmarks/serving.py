@@ -154,7 +154,8 @@ def make_minilm(folder: Path, base: str, classes: int) -> None:
     """Save the model `base` with a new head, and its tokenizer."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from bert_kd.teacher.model import locate_model, quiet
+    from bert_kd.teacher.base import locate_model
+    from bert_kd.teacher.model import quiet
 
     place = locate_model(base)
     with quiet():

@@ -47,7 +47,7 @@ from bert_kd.progress import say
 from bert_kd.student.model import BiLSTM, Shape
 from bert_kd.student.train import Examples, predict, train
 from bert_kd.student.vocabulary import build_tokenizer
-from bert_kd.teacher.model import locate_model
+from bert_kd.teacher.base import locate_model
 
 ROWS = 4096
 SAMPLES = 10_000

@@ -34,7 +34,7 @@ from bert_kd.evaluate.metrics import measure, worst_errors
 from bert_kd.logits.calibration import Calibration
 from bert_kd.logits.panel import Panel, open_panel
 from bert_kd.progress import progress, say
-from bert_kd.store import RunFolder, read_json
+from bert_kd.store import RunFolder, Stamp, read_json
 from bert_kd.timing import with_speed
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ def _answers(
     with progress("evaluate", total, "texts") as advance:
         for name, split in splits.items():
             rows = split.rows
-            encoded: dict[str, Examples] = {}  # by tokenizer: seeds and twins share theirs
+            encoded: dict[str, Examples] = {}  # the latest, by tokenizer: seeds follow each other
             for student_name, student in students.items():
                 tokenizer = student.tokenizer.to_str()
                 if tokenizer not in encoded:
@@ -208,7 +208,7 @@ def _teacher_model(
         TEACHER,
         TEACHER,
         "teacher",
-        config.teacher.seed,
+        _seed_of(run.teacher),
         metrics,
         parameters=total,
         parameters_without_embedding=total - embedding,
@@ -226,6 +226,12 @@ def _teacher_model(
         alone.append(EnsembleMember(folder.name, accuracy))
     about = f"{len(folders)} × {facts['base']}, mean of their {config.logits.combine}"
     return replace(model, seed=None, description=about, ensemble=tuple(alone))
+
+
+def _seed_of(teacher: Path) -> int | None:
+    """Return the seed that a teacher was made with: one that was kept may be of other settings."""
+    stamp = Stamp.read(teacher)
+    return None if stamp is None else int(stamp.identity["teacher"]["seed"])
 
 
 def _alone(teacher: Panel, rows: Rows) -> float:

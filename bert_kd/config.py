@@ -499,7 +499,8 @@ class TrainingConfig(Section):
     """
     metric: Literal["accuracy", "macro_f1", "nll"] = "accuracy"
     """Chooses the epoch whose weights are kept, on validation gold labels: the latest that is as
-    good as the best, where a share of right answers is as good within a standard error.
+    good as the best, for accuracy and macro-F1 within the standard error of a share of right
+    answers.
     """
     patience: Annotated[int, Field(ge=0)] = 0
     """Stop after this many epochs without a better metric; 0: never, so that the learning rate

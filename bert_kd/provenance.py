@@ -78,18 +78,27 @@ def teacher_stamps(config: Config, run: RunFolder, prepared: Prepared) -> dict[P
     """
     if config.teacher.linear:
         return {}
+    from bert_kd.teacher.base import fingerprint_base
+
     inputs = {name: prepared.fingerprints[name] for name in ("train", "validation")}
     inputs["labels"] = fingerprint(prepared.labels)
+    base = fingerprint_base(config.teacher.model)
     folders = run.teachers(config.teacher.ensemble)
     return {
         folder: Stamp(
             "train-teacher",
             sections_of(config, "data", "teacher"),
             {"teacher": member.telling},
-            inputs,
+            inputs | {"base": base or _base_of(folder)},
         )
         for folder, member in zip(folders, config.teacher.members, strict=True)
     }
+
+
+def _base_of(teacher: Path) -> str:
+    """Return what a teacher was made from by its own account, where that can't be looked at."""
+    stamp = Stamp.read(teacher)
+    return "a hub's" if stamp is None else stamp.inputs.get("base", "a hub's")
 
 
 def cache_stamp(config: Config, run: RunFolder, teachers: Sequence[str]) -> Stamp:
@@ -147,14 +156,10 @@ def student_stamp(
     """Return the stamp of one student or twin: its settings and all that it learns from."""
     student = member.config
     alone = student.model_copy(update={"seeds": (member.seed,)}).model_dump(mode="json")
-    telling: dict[str, Any] = {"recipe": RECIPE}
-    telling |= {key: value for key, value in alone.items() if key not in ("name", "twin")}
-    telling["training"] = telling["training"] | {
-        "batch_size": student.training.batch_over(_learned_rows(member, prepared, sources))
-    }
-    if member.twin:  # what a twin is depends neither on the soft loss nor on unlabelled rows
-        del telling["rows"]
-        telling["loss"] = {"label_smoothing": student.loss.label_smoothing}
+    taught = bool(sources) and student.loss.distils and not member.twin
+    telling = _telling_student(member, alone, taught)
+    rows = _learned_rows(prepared, student, taught)
+    telling["training"]["batch_size"] = student.training.batch_over(rows)
     inputs = {name: prepared.fingerprints[name] for name in ("train", "validation")}
     inputs["labels"] = fingerprint(prepared.labels)
     # A twin learns from neither, but its vocabulary is built from them too.
@@ -173,12 +178,8 @@ def student_stamp(
         inputs["vectors"] = fingerprint_files([student.embedding.file])
     if student.start_from is not None:
         inputs["start"] = fingerprint_files(sorted(student.start_from.glob("model.safetensors")))
-    if sources and not member.twin:
-        inputs["teachers"] = fingerprint(
-            [(identify_cache(source, run), source.weight) for source in sources],
-            config.logits.combine,
-        )
-    if sources and not member.twin:
+    if taught:
+        inputs["teachers"] = fingerprint(_telling_sources(config, run, sources))
         telling["logits"] = _telling_logits(config.logits)
     return Stamp(
         "train-students",
@@ -189,10 +190,34 @@ def student_stamp(
     )
 
 
-def _learned_rows(member: Member, prepared: Prepared, sources: Sequence[TeacherSource]) -> int:
+def _telling_student(member: Member, values: dict[str, Any], taught: bool) -> dict[str, Any]:
+    """Return what of a student's configuration, here as plain values, its weights depend on."""
+    found: dict[str, Any] = {"recipe": RECIPE}
+    found |= {key: value for key, value in values.items() if key not in ("name", "twin")}
+    unread = ("checkpoint_seconds", "epochs" if member.twin else "twin_epochs")
+    found["training"] = {key: of for key, of in values["training"].items() if key not in unread}
+    if not taught:
+        del found["rows"]
+    if member.twin:  # what a twin is does not depend on the soft loss
+        found["loss"] = {"label_smoothing": member.config.loss.label_smoothing}
+    return found
+
+
+def _telling_sources(config: Config, run: RunFolder, sources: Sequence[TeacherSource]) -> list[Any]:
+    """Return what teachers' answers depend on: whose they are, and of several how they are put
+    together, where it is the weights' ratio that counts.
+    """
+    names = [identify_cache(source, run) for source in sources]
+    if len(sources) == 1:
+        return names
+    total = sum(source.weight for source in sources)
+    return [names, [f"{source.weight / total:.6f}" for source in sources], config.logits.combine]
+
+
+def _learned_rows(prepared: Prepared, student: StudentConfig, taught: bool) -> int:
     """Return how many rows a student or twin learns from, as its batches go by it."""
-    student, rows = member.config, prepared.rows
-    if member.twin or not (sources and student.loss.distils):
+    rows = prepared.rows
+    if not taught:
         return rows["train"]
     others = rows.get("transfer", 0) + rows.get("views", 0)
     most = student.rows.maximum
@@ -201,7 +226,7 @@ def _learned_rows(member: Member, prepared: Prepared, sources: Sequence[TeacherS
 
 def teacher_sources(config: Config, run: RunFolder, wishes: Wishes) -> tuple[TeacherSource, ...]:
     """Return the caches to learn from: those configured, else this run's own, which must be of its
-    present teachers; none where no student needs a teacher.
+    present teachers, and these of the present settings and data; none where no student needs one.
     """
     if not needs_teacher(config):
         return ()
@@ -210,25 +235,88 @@ def teacher_sources(config: Config, run: RunFolder, wishes: Wishes) -> tuple[Tea
     stamp = Stamp.read(run.logits)
     if stamp is None:
         raise StageError(f"{run.logits} holds no cached logits: run cache-logits first")
+    from bert_kd.data.prepare import load_prepared
+
+    prepared = load_prepared(run)
+    if "cache-logits" not in wishes.keep:
+        # Rows that one of other data was trained on may be among those to be judged by now.
+        for folder, wanted in teacher_stamps(config, run, prepared).items():
+            require(folder, wanted, wishes)
     teachers = _cached_teachers(stamp)
     differences = cache_stamp(config, run, teachers).differences(stamp)
-    if config.teacher.linear:
-        from bert_kd.data.prepare import load_prepared
-        from bert_kd.logits.linear import identify
-
-        fitted = identify(load_prepared(run))
-        if teachers != (fitted,):
-            differences.append(f"teacher: wanted {fitted}, cached {', '.join(teachers)}")
-    elif any(is_linear(teacher) for teacher in teachers):
-        differences.append(f"teacher: wanted {config.teacher.model}, cached {', '.join(teachers)}")
-    elif len(teachers) != config.teacher.ensemble:
-        differences.append(f"teachers: wanted {config.teacher.ensemble}, cached {len(teachers)}")
+    differences += _other_teachers(config, prepared, teachers)
     if differences and "cache-logits" not in wishes.keep:
         raise StageError(
             f"{run.logits} holds the answers of another teacher ({'; '.join(differences)}): run "
             "cache-logits again; to go on with these as they are: --keep cache-logits"
         )
     return tuple(TeacherSource(folder=run.cache(teacher)) for teacher in teachers)
+
+
+def _other_teachers(config: Config, prepared: Prepared, cached: Sequence[str]) -> list[str]:
+    """Return, a line for each, how the cached teachers are not those that are asked for."""
+    names = ", ".join(cached)
+    if config.teacher.linear:
+        from bert_kd.logits.linear import identify
+
+        fitted = identify(prepared)
+        return [] if tuple(cached) == (fitted,) else [f"teacher: wanted {fitted}, cached {names}"]
+    if any(is_linear(teacher) for teacher in cached):
+        return [f"teacher: wanted {config.teacher.model}, cached {names}"]
+    if len(cached) != config.teacher.ensemble:
+        return [f"teachers: wanted {config.teacher.ensemble}, cached {len(cached)}"]
+    return []
+
+
+def report_stamp(
+    config: Config, run: RunFolder, prepared: Prepared, sources: Sequence[TeacherSource]
+) -> Stamp:
+    """Return the stamp of the report on these students; with speeds, it is of bundles as they would
+    be exported.
+    """
+    identity: dict[str, Any] = {"evaluate": config.evaluate.model_dump(mode="json")}
+    inputs: dict[str, str] = {
+        name: prepared.fingerprints.get(name, "none") for name in config.evaluate.splits
+    }
+    inputs["teachers"] = fingerprint(
+        _telling_sources(config, run, sources), config.logits.calibrate
+    )
+    inputs |= {member.name: fingerprint_student(run, member) for member in members(config)}
+    if config.evaluate.speed_rounds:
+        identity["export"] = config.export.model_dump(mode="json")
+        identity["tokens_per_batch"] = config.logits.tokens_per_batch
+        inputs["native"] = _native()
+    return Stamp(
+        "evaluate",
+        sections_of(config, "data", "teacher", "logits", "students", "evaluate", "export"),
+        identity,
+        inputs,
+    )
+
+
+def bundle_stamp(config: Config, run: RunFolder, member: Member, metrics: dict[str, Any]) -> Stamp:
+    """Return the stamp of the bundle of this student, which tells these metrics."""
+    return Stamp(
+        "export",
+        sections_of(config, "data", "teacher", "logits", "export")
+        | {"students": [member.config.model_dump(mode="json")]},
+        {"export": config.export.model_dump(mode="json")},
+        {
+            "student": fingerprint_student(run, member),
+            "tokenizer": fingerprint_files([run.student(member.name) / "tokenizer.json"]),
+            "metrics": fingerprint(metrics),
+            "native": _native(),
+        },
+    )
+
+
+def _native() -> str:
+    """Return whether the native runtime is there: installed later, it gives bundles a model that
+    they lacked.
+    """
+    from bert_kd.runtime.native.engine import missing
+
+    return "missing" if missing() else "installed"
 
 
 def identify_cache(source: TeacherSource, run: RunFolder) -> str:

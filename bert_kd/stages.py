@@ -22,13 +22,14 @@ from bert_kd.provenance import (
     NO_WISHES,
     Member,
     Wishes,
+    bundle_stamp,
     cache_stamp,
     cached_folders,
     fingerprint_student,
-    identify_cache,
     is_current,
     members,
     needs_teacher,
+    report_stamp,
     require,
     sections_of,
     stands,
@@ -38,7 +39,7 @@ from bert_kd.provenance import (
     views_identity,
     with_data,
 )
-from bert_kd.store import RunFolder, Stamp, fingerprint, fingerprint_files, read_json
+from bert_kd.store import RunFolder, Stamp, read_json
 
 if TYPE_CHECKING:
     from bert_kd.data.prepare import Prepared
@@ -285,7 +286,7 @@ def train_students(config: Config, wishes: Wishes = NO_WISHES) -> dict[str, dict
         if not stands(run.student(member.name), stamp, ask)
     ]
     if due:
-        from bert_kd.student.lesson import prepare_lesson, teach
+        from bert_kd.student.lesson import forget_checkpoint, prepare_lesson, teach
 
         instead = _doubt(config, run, prepared, sources)
         for student in config.students:
@@ -304,6 +305,7 @@ def train_students(config: Config, wishes: Wishes = NO_WISHES) -> dict[str, dict
                     fingerprint=stamps[member].fingerprint,
                 )
                 stamps[member].write(folder)
+                forget_checkpoint(folder)
     return {member.name: read_json(run.student(member.name) / METRICS) for member in stamps}
 
 
@@ -351,27 +353,14 @@ def evaluate(config: Config, wishes: Wishes = NO_WISHES) -> Report:
 
     run, prepared = with_data(config)
     sources = _require_students(config, run, prepared, wishes)
-    inputs: dict[str, str] = {
-        name: prepared.fingerprints.get(name, "none") for name in config.evaluate.splits
-    }
-    inputs["teachers"] = fingerprint(
-        [identify_cache(source, run) for source in sources],
-        config.logits.combine,
-        config.logits.calibrate,
-    )
-    inputs |= {member.name: fingerprint_student(run, member) for member in members(config)}
-    stamp = Stamp(
-        "evaluate",
-        sections_of(config, "data", "teacher", "logits", "students", "evaluate"),
-        {"evaluate": config.evaluate.model_dump(mode="json")},
-        inputs,
-    )
+    stamp = report_stamp(config, run, prepared, sources)
     if "evaluate" not in wishes.force and is_current(run.report, stamp):
         say(f"evaluate: {run.report} is current")
         return read_report(run.report)
     from bert_kd.assess import assess
 
     report = assess(config, run, prepared, members(config), sources)
+    Stamp.remove(run.report)
     write_report(report, run.report)
     stamp.write(run.report)
     return report
@@ -408,7 +397,6 @@ def export(config: Config, wishes: Wishes = NO_WISHES) -> list[Bundle]:
     from bert_kd.data.rows import iterate_rows
     from bert_kd.runtime.bundle import read_bundle, verify
     from bert_kd.runtime.export import export_bundle
-    from bert_kd.runtime.native.engine import missing
 
     run, prepared = with_data(config)
     _require_students(config, run, prepared, wishes)
@@ -416,20 +404,8 @@ def export(config: Config, wishes: Wishes = NO_WISHES) -> list[Bundle]:
     for student in config.students:
         member = best_member(config, run, student)
         source, target = run.student(member.name), run.bundle(student.name)
-        metrics = _metrics(run, member)
-        stamp = Stamp(
-            "export",
-            sections_of(config, "data", "teacher", "logits", "export")
-            | {"students": [student.model_dump(mode="json")]},
-            {"export": config.export.model_dump(mode="json")},
-            {
-                "student": fingerprint_student(run, member),
-                "tokenizer": fingerprint_files([source / "tokenizer.json"]),
-                "metrics": fingerprint(metrics),
-                # Installed later, it gives the bundle a model that it lacked.
-                "native": "missing" if missing() else "installed",
-            },
-        )
+        metrics = _metrics(run, prepared, member)
+        stamp = bundle_stamp(config, run, member, metrics)
         if "export" not in wishes.force and is_current(target, stamp):
             say(f"export: {target} is current")
             bundles.append(read_bundle(target))
@@ -452,9 +428,9 @@ def export(config: Config, wishes: Wishes = NO_WISHES) -> list[Bundle]:
     return bundles
 
 
-def _metrics(run: RunFolder, member: Member) -> dict[str, Any]:
+def _metrics(run: RunFolder, prepared: Prepared, member: Member) -> dict[str, Any]:
     """Return what the report says of this student, by split; empty where it is not of these
-    weights.
+    weights, and without splits that hold other rows by now.
     """
     stamp = Stamp.read(run.report)
     if stamp is None or stamp.inputs.get(member.name) != fingerprint_student(run, member):
@@ -466,6 +442,7 @@ def _metrics(run: RunFolder, member: Member) -> dict[str, Any]:
     return {
         split: {key: metrics[key] for key in named if metrics[key] is not None}
         for split, metrics in found.items()
+        if stamp.inputs.get(split) == prepared.fingerprints.get(split)
     }
 
 

@@ -307,6 +307,7 @@ def versions() -> dict[str, str]:
         "transformers",
         "datasets",
         "tokenizers",
+        "scikit-learn",
         "numpy",
         "pyarrow",
         "onnxruntime",
@@ -361,6 +362,11 @@ class Stamp:
         whole.
         """
         write_json(folder / STAMP, asdict(self))
+
+    @staticmethod
+    def remove(folder: Path) -> None:
+        """Remove the stamp of `folder`: from here on its output is not whole."""
+        (folder / STAMP).unlink(missing_ok=True)
 
     @staticmethod
     def read(folder: Path) -> Stamp | None:

