@@ -337,8 +337,8 @@ def training_accuracy(found: Json) -> Iterator[str]:
     yield ""
     yield (
         f"Gold labels of {config['set']}, {config['epochs']} epochs, {config['seeds']} seeds; "
-        "accuracy on validation, test and held out rows of train together, on the first of which "
-        "both loops choose, by the same rule, which epoch they keep; means over seeds."
+        "accuracy over the rows of validation, test and a part of train that was held out; both "
+        "loops choose the epoch that they keep on validation, by the same rule; means over seeds."
     )
     yield ""
     for hidden in metrics_of(rows, "accuracy"):
@@ -355,7 +355,8 @@ def training_accuracy(found: Json) -> Iterator[str]:
         )
         judged = value_of(rows, package, f"{hidden}.judged_rows")
         yield (
-            f"Difference in points: {value} [{low}, {high}], 95% of a bootstrap that draws the "
+            f"Difference in points, before rounding: {value} [{low}, {high}], 95% of a bootstrap "
+            "that draws the "
             f"{judged:,} rows, the same for both, and seeds."
         )
         yield ""

