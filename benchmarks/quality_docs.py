@@ -29,6 +29,7 @@ from bert_kd.store import make_folder, read_json, write_text
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.transforms import Bbox
 
 Json = Mapping[str, Any]
 ORDER = {"main": 0, "ablation": 1, "curve": 2, "teachers": 3}
@@ -310,18 +311,52 @@ def draw(found: Json) -> str:
 
 def _draw_speed(figure: Figure, rows: Sequence[Row], shown: str) -> None:
     """Draw accuracy against texts per second, with intervals."""
+    from matplotlib.transforms import Bbox
+
     axes = _axes(figure, 1, 1)[0]
+    names, ends = {}, []
     for row in rows:
         rate = row.values.get("texts_per_second")
         if rate is None:
             continue
         _dot(axes, row, shown, rate, vertical=True)
-        value = 100 * _number(row, f"{shown}.accuracy")
-        axes.annotate(row.name, (rate, value), (6, 4), textcoords="offset points", fontsize=8)
+        names[row.name] = rate, 100 * _number(row, f"{shown}.accuracy")
+        for end in ("low", "high"):
+            ends.append((rate, 100 * _number(row, f"{shown}.accuracy_{end}")))
     axes.set_xscale("log")
     axes.margins(x=0.15)
     axes.set_xlabel("texts per second in bulk, one thread (logarithmic)")
     axes.set_ylabel(f"accuracy on {shown}, %")
+    figure.draw_without_rendering()  # from here on it is known where things lie
+    low_high = axes.transData.transform(ends).reshape(-1, 2, 2)  # [bars, low and high, x and y]
+    _write_beside(axes, names, [Bbox(bar + [[-1, 0], [1, 0]]) for bar in low_high])
+
+
+def _write_beside(
+    axes: Axes, names: Mapping[str, tuple[float, float]], bars: Sequence[Bbox]
+) -> None:
+    """Write each name beside its dot, where it touches no bar and none of the names before it if
+    there is such a place.
+    """
+    taken = list(bars)
+    for name, dot in names.items():
+        for across, up in ((6, 4), (6, -11), (-6, 4), (-6, -11), (6, 15), (6, -22)):
+            text = axes.annotate(
+                name,
+                dot,
+                (across, up),
+                textcoords="offset points",
+                fontsize=8,
+                ha="left" if across > 0 else "right",
+            )
+            box = text.get_window_extent()
+            if not any(box.overlaps(other) for other in taken):
+                break
+            text.remove()
+        else:
+            text = axes.annotate(name, dot, (6, 4), textcoords="offset points", fontsize=8)
+            box = text.get_window_extent()
+        taken.append(box)
 
 
 def _draw_dots(figure: Figure, rows: Sequence[Row], shown: str, dashed: str) -> None:
