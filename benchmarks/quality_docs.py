@@ -375,8 +375,9 @@ def _draw_dots(figure: Figure, rows: Sequence[Row], shown: str, dashed: str) -> 
         axes.margins(y=0.15)
         axes.set_title(name, fontsize=9, loc="left")
         _teacher_line(rows, shown, axes.axvline)
-    for axes in found[1:]:
-        axes.sharex(found[0])
+    limits = [axes.get_xlim() for axes in found]
+    for axes in found:
+        axes.set_xlim(min(low for low, _ in limits), max(high for _, high in limits))
     found[-1].set_xlabel(f"accuracy on {shown}, % (dashed: {dashed})")
 
 
