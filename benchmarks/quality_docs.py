@@ -321,8 +321,7 @@ def _draw_speed(figure: Figure, rows: Sequence[Row], shown: str) -> None:
             continue
         _dot(axes, row, shown, rate, vertical=True)
         names[row.name] = rate, 100 * _number(row, f"{shown}.accuracy")
-        for end in ("low", "high"):
-            ends.append((rate, 100 * _number(row, f"{shown}.accuracy_{end}")))
+        ends += [(rate, 100 * _number(row, f"{shown}.accuracy_{end}")) for end in ("low", "high")]
     axes.set_xscale("log")
     axes.margins(x=0.15)
     axes.set_xlabel("texts per second in bulk, one thread (logarithmic)")

@@ -356,8 +356,7 @@ def training_accuracy(found: Json) -> Iterator[str]:
         judged = value_of(rows, package, f"{hidden}.judged_rows")
         yield (
             f"Difference in points, before rounding: {value} [{low}, {high}], 95% of a bootstrap "
-            "that draws the "
-            f"{judged:,} rows, the same for both, and seeds."
+            f"that draws the {judged:,} rows, the same for both, and seeds."
         )
         yield ""
 

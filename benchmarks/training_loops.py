@@ -29,13 +29,7 @@ from bert_kd.data.batches import bucketed_batches
 from bert_kd.student.losses import DistillationLoss
 from bert_kd.student.model import BiLSTM, Output, Shape
 from bert_kd.student.optimizer import DeferredAdamW, clip_gradients
-from bert_kd.student.train import (
-    Examples,
-    evaluate,
-    is_as_good,
-    learning_rates,
-    train,
-)
+from bert_kd.student.train import Examples, evaluate, is_as_good, learning_rates, train
 
 
 @dataclass(frozen=True)
