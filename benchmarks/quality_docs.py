@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 Json = Mapping[str, Any]
 ORDER = {"main": 0, "ablation": 1, "curve": 2, "teachers": 3}
 TITLES = {
-    "parts": "What each part brings (each row adds one to the row above)",
+    "parts": "What each part brings to the row that its difference is to",
     "losses": "Squared error against KL divergence",
     "weight of CE": "Weight of the gold labels",
     "data": "Rows of train",

@@ -112,9 +112,10 @@ def losses() -> list[Variant]:
     return found
 
 
-def ablation(pool: tuple[str, ...], views: int) -> tuple[Variant, ...]:
-    """Return the ablation of a suite with these pools (files beside its folder) and `views` a
-    row.
+def ablation(views: int, pool: tuple[str, ...] = ()) -> tuple[Variant, ...]:
+    """Return the ablation of a suite with `views` a row, or these pools (files beside its folder).
+
+    Where there is a pool, views stand beside the steps: what they bring in place of it.
     """
     on = {
         "distillation": DISTILLATION,
@@ -130,9 +131,15 @@ def ablation(pool: tuple[str, ...], views: int) -> tuple[Variant, ...]:
         "pool": ("data.transfer=[]",),
         "ensemble of 3": ("teacher.ensemble=1",),
     }
-    if not pool:
-        del on["pool"], off["pool"]
-    return (*parts(on, off), *losses())
+    left_out = "views" if pool else "pool"
+    steps = parts(
+        {name: lines for name, lines in on.items() if name != left_out},
+        {name: lines for name, lines in off.items() if name != left_out},
+    )
+    if pool:
+        instead = (*on["distillation"], *on["embedding start"], *BARE, *on["views"])
+        steps.append(Variant("views, no pool", instead, "parts", "+ embedding start"))
+    return (*steps, *losses())
 
 
 def curves(epochs: tuple[int, ...]) -> tuple[Variant, ...]:
@@ -210,7 +217,7 @@ _ALL = (
             "students' accuracies on it are no clean figures. All other settings were chosen on "
             "validation.",
         ),
-        ablation((MOVIES,), views=2),
+        ablation(views=2, pool=(MOVIES,)),
         curves((1, 2, 4, 8, 16)),
         (*LAYERS, *MEAN_POOLING, *ENSEMBLE_OF_3),
     ),
@@ -218,7 +225,7 @@ _ALL = (
         "trec",
         "trec.toml",
         "trec",
-        ablation=ablation((), views=8),
+        ablation=ablation(views=8),
         curve=curves((5, 10, 20, 40)),
         teachers=teachers((1e-4, 4e-4), (3, 12)),
     ),

@@ -44,12 +44,13 @@ def plan(
     """Return the runs that the variants need, each with their students, and the place of each.
 
     `main` is the run of the configuration `path` with `overrides`. Variants that come to the same
-    settings share a student. Names of students and run folders stand for their settings, so that
-    changed settings never meet what was made with others.
+    settings share a student, which is that of `main` where they come to its settings. Names of
+    other students and of run folders stand for their settings, so that changed settings never meet
+    what was made with others.
     """
     base = STUDENT.rpartition(".")[2]
-    seeds = next((one.seeds for one in main.students if one.name == base), None)
-    if seeds is None:
+    own = next((one for one in main.students if one.name == base), None)
+    if own is None:
         raise UserError(f"{path} has no student named '{base}', which the variants change")
     students: dict[Path, list[StudentConfig]] = {}
     lines: dict[Path, Line] = {}
@@ -58,7 +59,10 @@ def plan(
         found = load_config(path, [*overrides, *variant.overrides])
         config = found.model_copy(update={"run": _folder(main, found, variant.share_of_train)})
         student = next(one for one in found.students if one.name == base)
-        student = student.model_copy(update={"name": _name(student), "seeds": seeds, "twin": False})
+        alike = config.run == main.run and _settings(student) == _settings(own)
+        name = base if alike else f"variant-{fingerprint(_settings(student))}"
+        update = {"name": name, "seeds": own.seeds, "twin": False}
+        student = student.model_copy(update=update)
         lines.setdefault(config.run, Line(config, variant.share_of_train))
         beside = students.setdefault(config.run, [])
         if student not in beside:
@@ -140,9 +144,8 @@ def line_settings(config: Config) -> list[object]:
     return [section.model_dump(mode="json") for section in sections]
 
 
-def _name(student: StudentConfig) -> str:
-    telling = student.model_dump(mode="json", exclude={"name", "seeds", "twin"})
-    return f"variant-{fingerprint(telling)}"
+def _settings(student: StudentConfig) -> dict[str, object]:
+    return student.model_dump(mode="json", exclude={"name", "seeds", "twin"})
 
 
 def _share(source: RunFolder, target: RunFolder) -> None:
