@@ -77,7 +77,7 @@ def prepare_data(config: Config, wishes: Wishes = NO_WISHES) -> Prepared:
     views = views_identity(config)
     inputs = {"source": source_fingerprint(config.data)}
     if views:
-        from bert_kd.teacher.proposals import fingerprint_proposals
+        from bert_kd.teacher.base import fingerprint_proposals
 
         inputs["proposals"] = fingerprint_proposals(config.augment, config.teacher.model)
     stamp = Stamp(

@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).parents[1] / "bert_kd"
 # Each room may import from the rooms on the lines above it, and from itself.
 ORDER = [
     {"errors"},
-    {"config", "store", "progress", "hardware"},
+    {"config", "store", "progress", "hardware", "scores"},
     {"config_file", "lock"},
     {"data"},
     {"logits"},

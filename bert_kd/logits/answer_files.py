@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from bert_kd.data.tables import reading
 from bert_kd.data.text_files import csv_records, json_object, open_text
 from bert_kd.errors import DataError, nearest
 
@@ -134,22 +135,17 @@ def require_columns(place: str, found: Iterable[str], wanted: Iterable[str]) -> 
 def _readable(path: Path) -> Iterator[None]:
     """Turn what an unreadable file raises into DataError."""
     try:
-        yield
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist") from None
-    except IsADirectoryError:
-        raise DataError(f"{path} is a folder: give a file") from None
+        with reading(path):
+            if path.is_dir():
+                raise DataError(f"{path} is a folder: give a file")
+            if not path.exists():
+                raise DataError(f"{path} does not exist")
+            yield
     except UnicodeDecodeError as error:
         raise DataError(f"{path} holds text that is not UTF-8 ({error}): write it again") from None
     except MemoryError:
         raise
-    except pa.ArrowException as error:
-        raise DataError(f"{path} is not a whole Parquet file ({error}): write it again") from None
-    except OSError as error:
-        if error.errno is not None:
-            raise DataError(
-                f"{path} cannot be read ({error.strerror}): give a file that can be"
-            ) from None
+    except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path} is not a whole Parquet file ({error}): write it again") from None
 
 

@@ -29,6 +29,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from bert_kd.data.tables import reading
 from bert_kd.data.text_files import (
     csv_records,
     even_records,
@@ -92,17 +93,13 @@ def ending(path: Path) -> str:
 
 def require_file(path: Path) -> None:
     """Raise DataError where `path` is not a file of a known format that can be opened."""
-    try:
+    with reading(path):
         if path.is_dir():
             raise DataError(f"{path} is a folder: give a file in it")
         ending(path)
         if not path.is_file():
             raise DataError(f"{path}: there is no such file")
         path.open("rb").close()
-    except OSError as error:
-        raise DataError(
-            f"{path} cannot be read ({error.strerror}): give a file that can be"
-        ) from None
 
 
 def read_parts(path: Path, rows: int) -> Iterator[Part]:

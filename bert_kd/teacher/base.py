@@ -10,8 +10,9 @@ import hashlib
 import importlib.util
 from pathlib import Path
 
+from bert_kd.config import AugmentConfig
 from bert_kd.errors import MissingExtra, TeacherError
-from bert_kd.store import fingerprint_files
+from bert_kd.store import fingerprint, fingerprint_files
 from bert_kd.teacher.card import TOKENIZER_FILES
 
 OFFLINE = "offline"
@@ -75,3 +76,17 @@ def fingerprint_base(name: str) -> str | None:
         if path.name == "config.json" or path.name.startswith(TOKENIZER_FILES)
     ]
     return fingerprint_files([*weights, *others])
+
+
+def fingerprint_proposals(config: AugmentConfig, name: str) -> str:
+    """Return what tells the words that models propose for views from others, `name` being the
+    teacher's model: of a folder its files, else the hub name.
+    """
+    found = []
+    for model in (name, config.masked_lm):
+        source = None if model is None else locate_model(model)
+        if isinstance(source, Path):
+            files = [*sorted(source.glob("*.safetensors")), *sorted(source.glob("tokenizer.json"))]
+            source = fingerprint_files(files)
+        found.append(source)
+    return fingerprint(found)

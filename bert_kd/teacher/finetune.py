@@ -26,6 +26,7 @@ from bert_kd.data.rows import iterate_rows
 from bert_kd.errors import TeacherError
 from bert_kd.hardware import computes_bf16
 from bert_kd.progress import clock, progress, say
+from bert_kd.scores import GREATER_IS_BETTER
 from bert_kd.store import RunFolder, fingerprint
 from bert_kd.teacher.base import WEIGHTS, fingerprint_base
 from bert_kd.teacher.card import Card
@@ -39,7 +40,6 @@ from bert_kd.teacher.model import (
     save_teacher,
     trained_token_vectors,
 )
-from bert_kd.teacher.objective import GREATER_IS_BETTER
 from bert_kd.teacher.parts import freeze
 from bert_kd.teacher.prefix import Prefix, cache_states
 from bert_kd.teacher.trainer import Examples, Plan, make_trainer, out_of_patience, train

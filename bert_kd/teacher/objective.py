@@ -1,20 +1,17 @@
-"""What fine-tuning minimises (cross-entropy, class weights, smoothing, R-Drop) and is judged by."""
+"""What fine-tuning minimises: cross-entropy, class weights, smoothing, R-Drop."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.metrics import f1_score
 from torch import Tensor
 from torch.nn.functional import cross_entropy, log_softmax
 
 from bert_kd.errors import TeacherError
-
-GREATER_IS_BETTER = {"accuracy": True, "macro_f1": True, "nll": False}
 
 
 def class_weights(
@@ -85,20 +82,3 @@ def r_drop_loss(
     # KL(P ‖ Q) + KL(Q ‖ P) in one sum.
     apart = ((p.exp() - q.exp()) * (p - q)).sum(dim=1)  # [batch]
     return hard + factor * (weights.to(logits.device)[gold] * apart / 2).sum() / total
-
-
-def measure(logits: npt.NDArray[Any], gold: npt.NDArray[np.int64]) -> dict[str, float]:
-    """Return accuracy, macro-F1 and mean negative log-likelihood of `logits` [rows, classes].
-
-    Macro-F1 is the mean over the classes that occur in the gold labels or the answers
-    (scikit-learn's default), as for students and in the report.
-    """
-    logits = logits.astype(np.float64)
-    shifted = logits - logits.max(axis=1, keepdims=True)  # [rows, classes]
-    log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    answers = logits.argmax(axis=1)  # [rows]
-    return {
-        "accuracy": float((answers == gold).mean()),
-        "macro_f1": float(f1_score(gold, answers, average="macro", zero_division=0)),
-        "nll": float(-log_probabilities[np.arange(len(gold)), gold].mean()),
-    }

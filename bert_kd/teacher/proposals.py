@@ -9,7 +9,6 @@ the proposals (`data/augment.py`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,10 +16,8 @@ import numpy.typing as npt
 import torch
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
-from bert_kd.config import AugmentConfig
 from bert_kd.errors import TeacherError
 from bert_kd.progress import say
-from bert_kd.store import fingerprint, fingerprint_files
 from bert_kd.teacher.base import locate_model
 from bert_kd.teacher.model import quiet
 
@@ -245,15 +242,3 @@ def _token_vectors(model: Any) -> npt.NDArray[np.float32]:
         model.get_input_embeddings().weight.detach().float().cpu().numpy()
     )
     return vectors
-
-
-def fingerprint_proposals(config: AugmentConfig, name: str) -> str:
-    """Return what tells these proposals from others: of a folder its files, else the hub name."""
-    found = []
-    for model in (name, config.masked_lm):
-        source = None if model is None else locate_model(model)
-        if isinstance(source, Path):
-            files = [*sorted(source.glob("*.safetensors")), *sorted(source.glob("tokenizer.json"))]
-            source = fingerprint_files(files)
-        found.append(source)
-    return fingerprint(found)

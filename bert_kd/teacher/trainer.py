@@ -35,17 +35,12 @@ from bert_kd.config import TeacherConfig
 from bert_kd.data.batches import bucketed_batches
 from bert_kd.errors import TeacherError
 from bert_kd.progress import Advance, progress, say
+from bert_kd.scores import GREATER_IS_BETTER, measure
 from bert_kd.teacher.checkpoints import KEPT, Checkpoint, mark_complete
 from bert_kd.teacher.encoding import Encoded, Padding, batch
 from bert_kd.teacher.memory import out_of_memory
 from bert_kd.teacher.model import Teacher, quiet
-from bert_kd.teacher.objective import (
-    GREATER_IS_BETTER,
-    class_weights,
-    measure,
-    r_drop_loss,
-    weighted_loss,
-)
+from bert_kd.teacher.objective import class_weights, r_drop_loss, weighted_loss
 from bert_kd.teacher.parts import rate_factors
 from bert_kd.teacher.prefix import Prefix, States
 

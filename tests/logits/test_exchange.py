@@ -274,6 +274,7 @@ def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
     def refuse(path, **_):
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
+    (tmp_path / "in.csv").touch()
     monkeypatch.setattr("bert_kd.logits.answer_files.open_text", refuse)
     with pytest.raises(DataError, match=r"in.csv cannot be read \(Permission denied\)"):
         import_answers(tmp_path / "box", tmp_path / "in.csv", labels=LABELS, kind="logits")

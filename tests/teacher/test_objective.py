@@ -1,4 +1,4 @@
-"""The loss against numbers worked out by hand, and the metrics."""
+"""The loss against numbers worked out by hand."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from bert_kd.errors import TeacherError
-from bert_kd.evaluate.metrics import measure as report_of
-from bert_kd.teacher.objective import class_weights, measure, r_drop_loss, weighted_loss
+from bert_kd.teacher.objective import class_weights, r_drop_loss, weighted_loss
 
 # Softmax of these: (1/4, 3/4) and (2/3, 1/3).
 LOGITS = torch.tensor([[0.0, math.log(3.0)], [math.log(2.0), 0.0]])
@@ -97,21 +96,3 @@ def test_listed_weights_are_taken_in_label_order_and_counted():
     assert class_weights("none", gold, ("a", "b")).tolist() == [1.0, 1.0]
     with pytest.raises(TeacherError, match="3 weights, but the data has 2 classes"):
         class_weights((1.0, 2.0, 3.0), gold, ("a", "b"))
-
-
-def test_macro_f1_leaves_out_classes_that_do_not_occur():
-    """As students and the report have it, so that all choose by one measure."""
-    logits = np.eye(5)[[0, 1, 1, 3]]
-    gold = np.array([0, 1, 0, 1])  # of five classes, 2 and 4 are in neither
-    found = measure(logits, gold)["macro_f1"]
-    assert found == pytest.approx((2 / 3 + 1 / 2 + 0) / 3)
-    report = report_of(logits, gold, "abcde", bootstrap_samples=100, seed=1)
-    assert found == pytest.approx(report.macro_f1)
-
-
-def test_metrics():
-    found = measure(LOGITS.numpy(), np.array([1, 1]))
-    # Answers 1 and 0: class 1 has F1 2/3 (precision 1, recall 1/2), class 0 has 0.
-    assert found["accuracy"] == 0.5
-    assert found["macro_f1"] == pytest.approx(1 / 3)
-    assert found["nll"] == pytest.approx((math.log(4 / 3) + math.log(3)) / 2)

@@ -13,10 +13,10 @@ from transformers import BertForMaskedLM
 
 from bert_kd.config import AugmentConfig
 from bert_kd.errors import TeacherError
+from bert_kd.teacher.base import fingerprint_proposals
 from bert_kd.teacher.proposals import (
     MaskedProposals,
     TokenNeighbours,
-    fingerprint_proposals,
     mask_token,
     open_neighbours,
     whole_words,
