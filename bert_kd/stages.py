@@ -151,7 +151,8 @@ def train_teacher(config: Config, wishes: Wishes = NO_WISHES) -> dict[str, Any]:
         say("train-teacher: nothing to do, a linear model is fitted when it is asked")
         return {}
     stamps = teacher_stamps(config, run, prepared)
-    if "train-teacher" in wishes.force:
+    forced = "train-teacher" in wishes.force
+    if forced:
         other = [folder for folder, stamp in stamps.items() if not is_current(folder, stamp)]
         due = other or list(stamps)
     else:
@@ -161,10 +162,11 @@ def train_teacher(config: Config, wishes: Wishes = NO_WISHES) -> dict[str, Any]:
 
         with alone_in(run.root, "training a teacher"):
             for folder, member in zip(stamps, config.teacher.members, strict=True):
-                if folder in due:
-                    finetune(member, run, prepared, folder)
-                    # By now it has nothing of one that was there before.
-                    teacher_stamps(config, run, prepared)[folder].write(folder)
+                if folder not in due or (not forced and is_current(folder, stamps[folder])):
+                    continue  # the second: another process has made it meanwhile
+                finetune(member, run, prepared, folder)
+                # By now it has nothing of one that was there before.
+                teacher_stamps(config, run, prepared)[folder].write(folder)
         _say_if_not_wordpiece(config, run)
     return dict(read_json(run.teacher_facts))
 
@@ -265,7 +267,8 @@ def train_students(config: Config, wishes: Wishes = NO_WISHES) -> dict[str, dict
     teacher; returns the validation metrics by student.
 
     The teacher is never loaded. Forced, it makes again what was made otherwise, or all where all is
-    current; killed in between, it goes on without being forced again.
+    current; killed in between, it goes on without being forced again. Several processes can train
+    students of one run, each its own; raises StageError where another one trains the same.
     """
     run, prepared = with_data(config)
     sources = teacher_sources(config, run, wishes)
@@ -287,7 +290,7 @@ def train_students(config: Config, wishes: Wishes = NO_WISHES) -> dict[str, dict
         if not stands(run.student(member.name), stamp, ask)
     ]
     if due:
-        from bert_kd.student.lesson import forget_checkpoint, prepare_lesson, teach
+        from bert_kd.student.lesson import prepare_lesson, teach
 
         instead = _doubt(config, run, prepared, sources)
         for student in config.students:
@@ -297,17 +300,29 @@ def train_students(config: Config, wishes: Wishes = NO_WISHES) -> dict[str, dict
             lesson = prepare_lesson(student, config.logits, run, prepared, sources, instead)
             for member in mine:
                 folder = run.student(member.name)
-                teach(
-                    lesson,
-                    folder,
-                    name=member.name,
-                    seed=member.seed,
-                    twin=member.twin,
-                    fingerprint=stamps[member].fingerprint,
-                )
-                stamps[member].write(folder)
-                forget_checkpoint(folder)
+                with alone_in(folder, f"training {member.name}"):
+                    if not is_current(folder, stamps[member]):  # by another process, meanwhile
+                        teach(
+                            lesson,
+                            folder,
+                            name=member.name,
+                            seed=member.seed,
+                            twin=member.twin,
+                            fingerprint=stamps[member].fingerprint,
+                        )
+                        stamps[member].write(folder)
+                    forget_checkpoint(folder)
+    for member in stamps.keys() - due:
+        forget_checkpoint(run.student(member.name))  # left by a kill behind its stamp
     return {member.name: read_json(run.student(member.name) / METRICS) for member in stamps}
+
+
+def forget_checkpoint(folder: Path) -> None:
+    """Remove the checkpoint of a student's folder, with what was set aside. To be called once its
+    stamp says that it is finished: without a stamp it is trained again, from its checkpoint.
+    """
+    for left in (*folder.glob("checkpoint.*"), *folder.glob(".*.tmp")):
+        left.unlink(missing_ok=True)
 
 
 def _doubt(

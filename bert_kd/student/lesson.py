@@ -226,7 +226,8 @@ def teach(
     lesson: Lesson, folder: Path, *, name: str, seed: int, twin: bool, fingerprint: str
 ) -> dict[str, Any]:
     """Train one student (or twin: gold labels only, no transfer rows) into `folder`; returns its
-    metrics. The checkpoint stays: see `forget_checkpoint`.
+    metrics. The checkpoint stays, so that a kill before
+    the folder is stamped costs no second training.
     """
     import torch
 
@@ -290,14 +291,6 @@ def teach(
     student = Student(model.cpu().eval(), lesson.tokenizer, lesson.labels, name, facts)
     save_student(folder, student)
     return metrics
-
-
-def forget_checkpoint(folder: Path) -> None:
-    """Remove the checkpoint of a student's folder, with what was set aside. To be called once its
-    stamp says that it is finished: without a stamp it is trained again, from its checkpoint.
-    """
-    for left in (*folder.glob("checkpoint.*"), *folder.glob(".*.tmp")):
-        left.unlink()
 
 
 def _start(lesson: Lesson, name: str, seed: int, twin: bool) -> Start | None:

@@ -10,6 +10,8 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +30,8 @@ from bert_kd.errors import CacheError, StageError
 from bert_kd.lock import alone_in
 from bert_kd.logits.cache import LogitCache
 from bert_kd.provenance import Wishes, members
-from bert_kd.store import RunFolder, Stamp, read_json
+from bert_kd.store import STAMP, RunFolder, Stamp, read_json
+from bert_kd.student.train import CHECKPOINT
 
 
 @pytest.fixture
@@ -341,6 +344,51 @@ def test_force_makes_what_changed_again_and_goes_on_where_it_was_killed(
     monkeypatch.setattr(lesson, "train", train)
     stages.train_students(other)  # without being forced again
     assert files_of(twin) == before  # the soft loss is nothing to a twin
+
+
+def test_a_student_is_trained_by_one_process(own_run: Config, monkeypatch: pytest.MonkeyPatch):
+    folder = own_run.run / "students" / "base-seed17"
+    stamp = (folder / STAMP).read_bytes()
+    (folder / STAMP).unlink()
+    with alone_in(folder, "testing"):
+        with pytest.raises(StageError, match="another process is training base-seed17 in"):
+            stages.train_students(own_run)
+
+    @contextmanager
+    def after_another(held: Path, _: str) -> Iterator[None]:
+        (held / STAMP).write_bytes(stamp)
+        yield
+
+    monkeypatch.setattr(stages, "alone_in", after_another)
+    before = files_of(folder)
+    assert stages.train_students(own_run)["base-seed17"]
+    assert files_of(folder) == before
+
+
+def test_a_checkpoint_that_a_kill_left_behind_its_student_goes(own_run: Config):
+    folder = own_run.run / "students" / "base-seed17"
+    (folder / CHECKPOINT).touch()
+    before = files_of(folder)
+    stages.train_students(own_run)
+    assert files_of(folder).keys() == before.keys() - {CHECKPOINT}
+
+
+def test_a_teacher_that_another_process_has_made_is_not_made_again(
+    own_run: Config, monkeypatch: pytest.MonkeyPatch
+):
+    folder = RunFolder(own_run.run).teacher
+    stamp = (folder / STAMP).read_bytes()
+    (folder / STAMP).unlink()
+
+    @contextmanager
+    def after_another(*_: object) -> Iterator[None]:
+        (folder / STAMP).write_bytes(stamp)
+        yield
+
+    monkeypatch.setattr(stages, "alone_in", after_another)
+    before = files_of(folder)
+    stages.train_teacher(own_run)
+    assert files_of(folder) == before
 
 
 def test_a_new_teacher_makes_old_answers_stale(own_run: Config):
