@@ -154,7 +154,7 @@ def curves(epochs: tuple[int, ...]) -> tuple[Variant, ...]:
     ]
     found += [
         Variant(f"{units} units", (f"{STUDENT}.model.hidden_size={units}",), "size", x=units)
-        for units in (32, 64, 128, 256, 512)
+        for units in (32, 64, 128, 256)
     ]
     return tuple(found)
 
@@ -226,21 +226,21 @@ _ALL = (
         "trec.toml",
         "trec",
         ablation=ablation(views=8),
-        curve=curves((5, 10, 20, 40)),
+        curve=curves((2, 4, 8, 16)),
         teachers=teachers((1e-4, 4e-4), (3, 12)),
     ),
     Suite(
         "mrpc",
         "mrpc.toml",
         "mrpc",
-        curve=curves((5, 10, 20, 40)),
+        curve=curves((2, 4, 8, 16)),
         teachers=teachers((5e-5, 2e-4), (3, 10)),
     ),
     Suite(
         "helpdesk",
         "demo.toml",
         None,
-        curve=curves((5, 10, 20, 40)),
+        curve=curves((2, 4, 8, 16)),
         teachers=teachers((1e-4, 4e-4), (4, 16)),
     ),
     Suite(

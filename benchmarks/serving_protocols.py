@@ -31,8 +31,9 @@ from speed_runs import facts, interleaved, rate_rows, report, user_errors
 
 from bert_kd.errors import UserError
 from bert_kd.progress import say
-from bert_kd.serve.connection import Clock, Connection, Reply, Request, Response
+from bert_kd.serve.connection import Clock, Connection
 from bert_kd.serve.limits import Limits
+from bert_kd.serve.messages import Reply, Request, Response
 from bert_kd.serve.wire import Refusal
 
 OURS = "bert_kd's protocol"

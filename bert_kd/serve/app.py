@@ -35,10 +35,10 @@ import bert_kd
 from bert_kd.errors import nearest
 from bert_kd.serve import answers, openapi, wire
 from bert_kd.serve.batcher import Job
-from bert_kd.serve.connection import JSON, Reply, Request, Response
 from bert_kd.serve.keys import Keys, challenges
 from bert_kd.serve.limits import Limits
 from bert_kd.serve.logs import Log
+from bert_kd.serve.messages import JSON, Reply, Request, Response
 from bert_kd.serve.metrics import CONTENT_TYPE, Metrics
 from bert_kd.serve.models import Model, Models
 from bert_kd.serve.tracing import Trace

@@ -24,10 +24,10 @@ from small_students import TEXTS
 from bert_kd.runtime.predictor import load
 from bert_kd.serve.app import ENDPOINTS, App
 from bert_kd.serve.batcher import Batcher
-from bert_kd.serve.connection import JSON, Request, Response
 from bert_kd.serve.keys import Keys
 from bert_kd.serve.limits import Limits
 from bert_kd.serve.logs import Log
+from bert_kd.serve.messages import JSON, Request, Response
 from bert_kd.serve.metrics import Metrics, families
 from bert_kd.serve.models import Models, read_sources
 from bert_kd.serve.wire import Refusal

@@ -8,8 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-from bert_kd.serve.connection import HEADER_BYTES, LINGER_SECONDS, Clock, Connection, Response
+from bert_kd.serve.connection import HEADER_BYTES, LINGER_SECONDS, Clock, Connection
 from bert_kd.serve.limits import Limits
+from bert_kd.serve.messages import Response
 from bert_kd.serve.wire import Failure, Refusal, encode
 
 LIMITS = Limits(payload_bytes=1000, header_seconds=5, body_seconds=20, request_seconds=30)
