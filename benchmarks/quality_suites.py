@@ -112,8 +112,9 @@ def losses() -> list[Variant]:
     return found
 
 
-def ablation(views: int, pool: tuple[str, ...] = ()) -> tuple[Variant, ...]:
-    """Return the ablation of a suite with `views` a row, or these pools (files beside its folder).
+def ablation(views: int | str, pool: tuple[str, ...] = ()) -> tuple[Variant, ...]:
+    """Return the ablation of a suite with `views` a row (a number, or as configured: "auto"), or with
+    these pools (files beside its folder).
 
     Where there is a pool, views stand beside the steps: what they bring in place of it.
     """
@@ -225,7 +226,7 @@ _ALL = (
         "trec",
         "trec.toml",
         "trec",
-        ablation=ablation(views=8),
+        ablation=ablation(views="auto"),
         curve=curves((2, 4, 8, 16)),
         teachers=teachers((1e-4, 4e-4), (3, 12)),
     ),
