@@ -113,8 +113,8 @@ def losses() -> list[Variant]:
 
 
 def ablation(views: int | str, pool: tuple[str, ...] = ()) -> tuple[Variant, ...]:
-    """Return the ablation of a suite with `views` a row (a number, or as configured: "auto"), or with
-    these pools (files beside its folder).
+    """Return the ablation of a suite with `views` a row ("auto": as the configuration's default
+    has it), or with these pools (files beside its folder).
 
     Where there is a pool, views stand beside the steps: what they bring in place of it.
     """

@@ -42,11 +42,27 @@ def test_equal_settings_share_a_student_and_equal_lines_a_run():
     assert places["0.1 CE + 0.9 KL"] != places["KL, T = 2"]  # other soft weight
     assert places["+ embedding start"].line == places["KL, T = 2"].line
     views = lines[places["+ views"].line].config
-    assert views.augment.views > 0 and views.run != load_config(path).run
+    assert views.augment.views == "auto" and views.run != load_config(path).run
+    # With all parts a student is the suite's own, and not trained again.
+    whole = places["+ ensemble of 3"]
+    assert lines[whole.line].config.run == load_config(path).run and whole.student == "base"
     again, others = plan(load_config(path), path, [], suite.ablation[::-1])
     for name, place in places.items():
         assert again[others[name].line].config.run == lines[place.line].config.run
         assert others[name].student == place.student
+
+
+def test_views_stand_beside_the_steps_where_there_is_a_pool():
+    suite = SUITES["sst2"]
+    path = CONFIGS / suite.config
+    lines, places = plan(load_config(path), path, [], suite.ablation)
+    found = {name: lines[place.line].config for name, place in places.items()}
+    assert found["+ pool"].data.transfer and found["+ pool"].augment.views == 0
+    views = found["views, no pool"]
+    assert views.augment.views == 2 and not views.data.transfer and views.teacher.ensemble == 1
+    assert places["views, no pool"].student == places["+ embedding start"].student
+    beside = {variant.name: variant.beside for variant in suite.ablation}
+    assert beside["+ pool"] == beside["views, no pool"] == "+ embedding start"
 
 
 @pytest.mark.parametrize("name", [name for name in THERE if SUITES[name].teachers])
