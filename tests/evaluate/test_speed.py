@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from bert_kd.errors import DataError
@@ -59,10 +60,37 @@ def test_systems_take_turns_each_round_begun_by_another():
 def test_a_slow_system_gets_fewer_of_the_same_texts():
     world = World()
     systems = {"slow": world.system("s", 1.0), "fast": world.system("f", 0.001)}
-    found = measured(world, systems, seconds=5.0, rounds=2)
-    assert found["slow"].single_texts == 2 * 5 and found["slow"].bulk_texts == 16
-    assert found["fast"].single_texts == 2 * 10 and found["fast"].bulk_texts == 40
+    texts = [f"text {number}" for number in range(400)]
+    settings = {"single_texts": 30, "bulk_texts": 400, "rounds": 2, "clock": world.clock}
+    found = measure_speed(systems, texts, seconds=5.0, **settings)
+    assert found["slow"].single_texts == 2 * 16 and found["slow"].bulk_texts == 16 * 8
+    assert found["fast"].single_texts == 2 * 30 and found["fast"].bulk_texts == 400
     assert found["fast"].times_faster == pytest.approx(1000)
+    assert found["fast"].times_throughput == pytest.approx(1000)
+    slower = measure_speed(systems, texts, seconds=200.0, **settings)
+    assert slower["slow"].single_texts == 2 * 30 and slower["slow"].bulk_texts == 25 * 8
+
+
+def test_a_slow_system_pays_for_no_padding_that_a_call_of_all_texts_would_not_have():
+    """It takes its time by the longest text of a batch of eight, as one with padding does."""
+    world = World()
+    random = np.random.default_rng(1)
+    texts = ["x " * max(int(length), 1) for length in random.lognormal(3, 0.8, 2000)]
+
+    def system(per_word: float):
+        def answer(given):
+            lengths = sorted(text.count("x") for text in given)
+            world.now += per_word * sum(
+                max(lengths[start : start + 8]) * len(lengths[start : start + 8])
+                for start in range(0, len(lengths), 8)
+            )
+
+        return answer
+
+    settings = {"single_texts": 5, "bulk_texts": 2000, "rounds": 1, "clock": world.clock}
+    found = measure_speed({"slow": system(0.1), "fast": system(1e-6)}, texts, **settings)
+    assert found["slow"].bulk_texts < 200 and found["fast"].bulk_texts == 2000
+    assert found["fast"].times_throughput == pytest.approx(1e5, rel=0.1)
 
 
 def test_a_machine_that_slows_down_for_a_round_does_not_change_the_ratio():
