@@ -42,6 +42,8 @@ and leaves the rest as the memory comes. So large a table comes from the system,
 small one there are leftovers, of which the training diverges or differs from run to run."""
 
 TFIDF, FASTTEXT, STATIC = "TF-IDF + LR", "fastText", "static vectors + LR"
+ENGINES = {TFIDF: "scikit-learn", FASTTEXT: "fasttext", STATIC: "NumPy, scikit-learn"}
+"""What each answers in."""
 GRIDS: Mapping[str, tuple[Settings, ...]] = {
     TFIDF: tuple(
         {"characters": characters, "C": c}

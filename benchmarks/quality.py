@@ -57,10 +57,19 @@ from bert_kd.store import commit, versions, write_json
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIGS = REPOSITORY / "scripts" / "configs"
-ABOVE = re.compile(r"""(?<=[="'])/(?:[^/"',\]]+/)*""")
-"""The folders above an absolute path, in an override."""
+ABSOLUTE = re.compile(r"""(?<=[="'])[/~][^"',\]]*""")
+"""An absolute path in an override."""
 DATA = "BERT_KD_DATA"
 TABLES = ("main", "ablation", "curve", "teachers")
+
+
+NOTES = {
+    "curve": (
+        "Shares of train are learned without views and pool, with the answers of a teacher that "
+        "learned from all of train: what the student needs, not what the whole line does.",
+    )
+}
+"""Of the tables of a kind."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +105,7 @@ def measure(request: Request) -> dict[str, Any]:
     if request.table == "teachers":
         overrides += quality_teachers.TEACHERS_ALONE
     config = load_config(request.config, overrides)
-    notes = list(request.suite.notes)
+    notes = [*request.suite.notes, *NOTES.get(request.table, ())]
     character_vectors.write_vectors(request.data, request.work)
     with ExitStack() as bundles:
         if request.table == "main":
@@ -301,6 +310,8 @@ def _facts(
     settings["data"]["transfer"] = [Path(name).name for name in settings["data"]["transfer"]]
     if systems[0].role == "teacher":
         settings["teacher"]["model"] = systems[0].about
+        if request.table == "teachers":
+            del settings["teacher"]["seed"]  # these are the table's
     else:
         del settings["teacher"], settings["logits"]
     for student in settings["students"]:
@@ -320,6 +331,7 @@ def _facts(
                 "beside": system.beside,
                 "part": system.part,
                 "x": system.x,
+                "engine": system.engine,
             }
             for system in systems
         ],
@@ -337,9 +349,22 @@ def _command(request: Request) -> str:
     words += ["--data", "FOLDER"] if request.data is not None else []
     words += ["--seeds", str(request.seeds)]
     words += [] if request.table == "main" else [f"--{request.table}"]
-    for override in request.overrides:
-        words.append(ABOVE.sub("", override))
+    words += [_for_others(override, request.data) for override in request.overrides]
     return shlex.join(words)
+
+
+def _for_others(override: str, data: Path | None) -> str:
+    """Return an override without the folders of this machine: files beside the suite's folder,
+    `data`, as seen from there, of others the name.
+    """
+
+    def shown(found: re.Match[str]) -> str:
+        path = Path(found[0])
+        if data is not None and path.is_relative_to(data.parent):
+            return os.path.relpath(path, data)
+        return path.name
+
+    return ABSOLUTE.sub(shown, override)
 
 
 # --- command line ------------------------------------------------------------------------------
@@ -350,6 +375,9 @@ def requests(options: argparse.Namespace) -> list[Request]:
     suites = list(SUITES.values()) if options.suite == "all" else [suite_named(options.suite)]
     found = []
     for suite in suites:
+        if options.suite == "all" and options.table != "main" and not getattr(suite, options.table):
+            say(f"{suite.name} has no {options.table}")
+            continue
         config = CONFIGS / suite.config
         if not config.exists():
             raise UserError(f"{config} is missing: the suite {suite.name!r} needs it")
@@ -415,10 +443,6 @@ def main() -> None:
     options = parse()
     try:
         for request in requests(options) if options.suite else []:
-            lacking = options.table != "main" and not getattr(request.suite, options.table)
-            if lacking and options.suite == "all":
-                say(f"{request.suite.name} has no {options.table}")
-                continue
             found = measure(request)
             sys.stdout.write("\n".join(quality_docs.tables(found)) + "\n")
             if options.json:

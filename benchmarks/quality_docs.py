@@ -54,10 +54,12 @@ alone, so the share of the gap is (student − twin) / (teacher − twin). Param
 of the embedding and without. A size is that of the files a user needs: of the teacher its weights,
 of a student its bundle, of a control its weights and vocabulary. Speed is measured from raw text
 to answer, one by one and in bulk, all systems of a table in interleaved rounds; in brackets it is
-how many times as fast as the teacher.
+how many times as fast as the teacher, all members of an ensemble together. A student is timed in
+the form that its bundle chose on validation.
 
 The tables of teachers compare a suite's teacher with variants of it, without students; differences
-are to the first row.
+are to the first row. What training a part of the layers saves in time, [speed.md](speed.md) has,
+measured in turns.
 """
 
 
@@ -77,6 +79,8 @@ class Row:
     part: str | None
     x: float | None
     values: Mapping[str, float | None]
+    engine: str | None = None
+    """What it was timed in."""
 
 
 def rows_of(found: Json) -> list[Row]:
@@ -125,7 +129,7 @@ def _table(
 
 def _main_columns(name: str) -> dict[str, Callable[[Row], str]]:
     return {
-        "system": lambda row: f"**{row.name}**" if row.role == "student" else row.name,
+        "system": _named,
         **_accuracy_columns(name),
         "− teacher": lambda row: _with_interval(row, f"{name}.minus_teacher", points),
         "− twin": lambda row: _with_interval(row, f"{name}.minus_beside", points),
@@ -152,7 +156,6 @@ def _teacher_columns(names: Sequence[str]) -> dict[str, Callable[[Row], str]]:
     return columns | {
         "seeds": lambda row: str(_integer(row, "seeds")),
         "trained parameters": lambda row: parameters(_integer(row, "trainable_parameters")),
-        "time": lambda row: times(row.values.get("relative_seconds")),
     }
 
 
@@ -180,7 +183,14 @@ def _size_columns() -> dict[str, Callable[[Row], str]]:
         "bytes": lambda row: size(_integer(row, "bytes")),
         "texts/s": lambda row: _speed(row, "texts_per_second", "times_faster_bulk", count),
         "one text": lambda row: _speed(row, "latency_p50_us", "times_faster_single", latency),
+        "timed in": lambda row: row.engine or NOTHING,
     }
+
+
+def _named(row: Row) -> str:
+    if row.role == "student":
+        return f"**{row.name}**"
+    return f"{row.name} ({row.about})" if row.role == "teacher" else row.name
 
 
 def _with_interval(row: Row, metric: str, show: Callable[[float | None], str]) -> str:
@@ -399,8 +409,9 @@ def _draw_curves(figure: Figure, rows: Sequence[Row], shown: str) -> None:
         _teacher_line(rows, shown, axes.axhline)
     dashed = " (dashed: the teacher)" if any(row.role == "teacher" for row in rows) else ""
     found[0].set_ylabel(f"accuracy on {shown}, %{dashed}")
-    for axes in found[1:]:
-        axes.sharey(found[0])
+    limits = [axes.get_ylim() for axes in found]
+    for axes in found:
+        axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
 
 
 def _axes(

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from bert_kd.evaluate.bootstrap import Floats, Ints, draws, interval
+from bert_kd.evaluate.bootstrap import Floats, Ints, draws, interval, over_seeds
 from bert_kd.evaluate.metrics import checked_gold
 
-MOST_WITHOUT_GAP = 0.025
+MOST_WITHOUT_GAP = 0.02
 """Share of draws in which the teacher may be no better than the twin for the share of the gap that
-a student closes to have an interval: beyond that it has no bounds."""
+a student closes to have an interval: from there on it has no bounds."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,16 @@ class Draws:
         value = (self._value(name) - self._value(low)) / gap
         gaps = self.drawn[high] - self.drawn[low]  # [samples]
         there = gaps > 0
-        if float((~there).mean()) > MOST_WITHOUT_GAP:
+        if float((~there).mean()) >= MOST_WITHOUT_GAP:
             return Interval(value, None, None)
-        return _interval(value, (self.drawn[name] - self.drawn[low])[there] / gaps[there])
+        shares = (self.drawn[name] - self.drawn[low])[there] / gaps[there]
+        # A draw without a gap says nothing of the share: it counts as beyond either bound.
+        unknown = np.full(int((~there).sum()), np.inf)
+        return Interval(
+            value,
+            interval(np.concatenate([shares, -unknown]))[0],
+            interval(np.concatenate([shares, unknown]))[1],
+        )
 
     def _value(self, name: str) -> float:
         return float(self.by_seed[name].mean())
@@ -106,7 +113,7 @@ def draw_together(
         if seeds not in chosen:
             chosen[seeds] = generator.integers(seeds, size=(samples, seeds))
         own = means[:, start : start + seeds]
-        drawn[name] = np.take_along_axis(own, chosen[seeds], axis=1).mean(axis=1)
+        drawn[name] = over_seeds(own, chosen[seeds])
         start += seeds
     return Draws(drawn, {name: values.mean(axis=1) for name, values in right.items()})
 

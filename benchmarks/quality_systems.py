@@ -60,6 +60,8 @@ class System:
     x: float | None = None
     figures: Mapping[str, float] = field(default_factory=dict)
     """Further ones, by metric."""
+    engine: str | None = None
+    """What it is timed in."""
 
 
 def read_sets(names: Sequence[str], config: Config, folder: Path | None) -> dict[str, Rows]:
@@ -142,6 +144,7 @@ def teacher_system(config: Config, sets: Mapping[str, Rows], name: str = TEACHER
         sum(file.stat().st_size for folder in folders for file in folder.glob("*.safetensors")),
         lambda texts: [answering(*_sides(texts)) for answering in asked],
         base if len(folders) == 1 else f"{len(folders)} × {base}",
+        engine="torch fp32",
     )
 
 
@@ -166,6 +169,7 @@ def _linear_system(config: Config, sets: Mapping[str, Rows], name: str) -> Syste
         weights.nbytes,
         lambda texts: model.logits(read_as(*_sides(texts))),
         "linear model of n-grams",
+        engine="scikit-learn",
     )
 
 
@@ -238,6 +242,7 @@ def _student_system(
         bundle.bytes,
         lambda texts: predictor.probabilities(*_sides(texts)),
         "learned from the teacher" if taught else "gold labels alone",
+        engine=f"{predictor.engine.name} {bundle.runtimes[predictor.engine.name].precision}",
     )
 
 
@@ -334,6 +339,7 @@ def _control_system(
         first.bytes,
         lambda texts: first.predict(*_sides(texts)),
         ", ".join(f"{key} {value}" for key, value in settings.items()),
+        engine=controls.ENGINES[name],
     )
 
 

@@ -9,9 +9,8 @@ Teachers are not timed here; the main table has the speed of the suite's own.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 from quality_suites import CONFIGURED, Overrides, Variant
@@ -40,8 +39,9 @@ NOTES = (
     "All but ensembles are single teachers, also where the configuration has an ensemble. Each is "
     "trained once a seed (`teacher.seed`). Checkpoints are chosen on validation; a variant that is "
     "to be taken over is chosen there too, as the best of many on test is best partly by luck.",
-    "Time is that of training (the median seed) as a multiple of the first row's: one run each, on "
-    "a machine that may have been shared, and of a training that was resumed only the last part.",
+)
+NOTE_ON_ONE_SEED = (
+    "One seed each: intervals are over rows alone, and say nothing of what another seed would give."
 )
 NOTE_ON_ENSEMBLES = (
     "The members of an ensemble of n have the seeds s, s + 1, …, s + n − 1, so that neighbouring "
@@ -106,25 +106,22 @@ def _make_members(ensemble: Config) -> None:
 
 def candidate_systems(candidates: Sequence[Candidate], sets: Mapping[str, Rows]) -> list[System]:
     """Return the row of each candidate, whose runs are made; none of them is to be timed."""
-    found = [_system(candidate, sets) for candidate in candidates]
-    first = found[0].figures["seconds"]
-    return [
-        replace(one, figures={**one.figures, "relative_seconds": one.figures["seconds"] / first})
-        for one in found
-    ]
+    return [_system(candidate, sets) for candidate in candidates]
 
 
 def notes(candidates: Sequence[Candidate]) -> list[str]:
     """Return what is to be said below the table."""
+    if len(candidates[0].runs) == 1:
+        return [*NOTES, NOTE_ON_ONE_SEED]
     ensembles = any(candidate.runs[0].teacher.ensemble > 1 for candidate in candidates)
     return [*NOTES, *([NOTE_ON_ENSEMBLES] if ensembles else [])]
 
 
 def _system(candidate: Candidate, sets: Mapping[str, Rows]) -> System:
     answers = [teacher_predictions(run, sets) for run in candidate.runs]
-    folders = [RunFolder(run.run).teachers(run.teacher.ensemble) for run in candidate.runs]
-    facts = [[read_json(folder / "teacher.json") for folder in members] for members in folders]
-    first = facts[0]
+    run = candidate.runs[0]
+    folders = RunFolder(run.run).teachers(run.teacher.ensemble)
+    first = [read_json(folder / "teacher.json") for folder in folders]
     variant = candidate.variant
     return System(
         candidate.name,
@@ -132,14 +129,13 @@ def _system(candidate: Candidate, sets: Mapping[str, Rows]) -> System:
         {name: np.concatenate([one[name] for one in answers]) for name in sets},
         sum(member["trainable"]["parameters"] for member in first),
         None,
-        sum(file.stat().st_size for folder in folders[0] for file in folder.glob("*.safetensors")),
+        sum(file.stat().st_size for folder in folders for file in folder.glob("*.safetensors")),
         None,
         " ".join(variant.overrides) if variant else str(first[0]["base"]),
         beside=variant.beside if variant else None,
         part=variant.part if variant else None,
         figures={
             "trainable_parameters": sum(member["trainable"]["trainable"] for member in first),
-            "seconds": median(sum(member["seconds"] for member in members) for members in facts),
         },
     )
 

@@ -164,7 +164,11 @@ def share_answers(source: RunFolder, target: RunFolder) -> None:
 
 
 def link(source: Path, target: Path) -> None:
-    """Make `target` a link to the folder `source`, unless it is there."""
+    """Make `target` a link to the folder `source`, unless it is there; one that leads nowhere, as
+    after a move of the runs, is replaced.
+    """
     make_folder(target.parent)
+    if target.is_symlink() and not target.exists():
+        target.unlink()
     if not target.exists():
         target.symlink_to(source.resolve(), target_is_directory=True)

@@ -8,6 +8,7 @@ wrong by seed), which is exact and needs no [samples, rows] array.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -25,6 +26,22 @@ def interval(values: Floats) -> tuple[float, float]:
     tail = 50 * (1 - CONFIDENCE)
     low, high = np.percentile(values, [tail, 100 - tail])
     return float(low), float(high)
+
+
+def over_seeds(by_seed: Floats, chosen: Ints) -> Floats:
+    """Return the means [samples] over the drawn seeds `chosen` of the values `by_seed`, both
+    [samples, seeds].
+
+    The mean of n seeds drawn among n varies by (n − 1) / n of the variance that the mean of n other
+    seeds has: half of it with two seeds. So each draw's distance from the mean of all its seeds is
+    stretched by √(n / (n − 1)).
+    """
+    seeds = by_seed.shape[1]
+    drawn: Floats = np.take_along_axis(by_seed, chosen, axis=1).mean(axis=1)
+    if seeds == 1:
+        return drawn
+    centre = by_seed.mean(axis=1)  # [samples]
+    return centre + (drawn - centre) * math.sqrt(seeds / (seeds - 1))
 
 
 def draws(counts: Ints, samples: int, generator: np.random.Generator) -> Iterator[Floats]:

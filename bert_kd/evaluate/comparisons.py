@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bert_kd.errors import DataError
-from bert_kd.evaluate.bootstrap import Ints, draws, interval
+from bert_kd.evaluate.bootstrap import Ints, draws, interval, over_seeds
 from bert_kd.evaluate.metrics import checked_gold
 
 
@@ -128,7 +128,7 @@ def _estimate(values: Ints, samples: int, seed: int) -> Estimate:
     for draw in draws(counts, samples, generator):
         by_seed = draw @ kinds.T / rows  # [samples, seeds]
         chosen = generator.integers(seeds, size=by_seed.shape)
-        means.append(np.take_along_axis(by_seed, chosen, axis=1).mean(axis=1))
+        means.append(over_seeds(by_seed, chosen))
     low, high = interval(np.concatenate(means))
     each = values.mean(axis=1)
     std = float(each.std(ddof=1)) if seeds > 1 else None

@@ -5,6 +5,8 @@ from xml.etree import ElementTree
 
 import pytest
 import quality_docs
+from matplotlib.figure import Figure
+from places import REPOSITORY
 
 from bert_kd.errors import UserError
 from bert_kd.store import write_json
@@ -20,6 +22,7 @@ def system(name: str, role: str, **others) -> dict:
         "beside": None,
         "part": None,
         "x": None,
+        "engine": "native int8",
     } | others
 
 
@@ -45,7 +48,7 @@ def table(kind: str = "main") -> dict:
     gap = {"test.gap_closed": 0.4, "test.gap_closed_low": None, "test.gap_closed_high": None}
     if kind == "main":
         systems = [
-            system("teacher", "teacher"),
+            system("teacher", "teacher", about="3 × offline"),
             system("base", "student", beside="base twin"),
             system("base twin", "twin"),
             system("fastText", "control"),
@@ -99,7 +102,8 @@ def test_the_main_table_shows_every_figure_beside_its_interval():
     assert cells["gap closed %"] == "40"
     assert cells["parameters (without embedding)"] == "1.50 M (500 k)"
     assert cells["texts/s"] == "4,321 (20.0×)"
-    assert cells["one text |"] == "310 µs (31.0×) |"
+    assert cells["one text"] == "310 µs (31.0×)" and cells["timed in |"] == "native int8 |"
+    assert lines[4].startswith("| teacher (3 × offline) |")
     assert len({line.count(" | ") for line in lines[2:8]}) == 1
 
 
@@ -113,7 +117,7 @@ def test_teachers_share_one_table_of_all_sets():
         one["beside"] = "as configured" if one["part"] else None
     for row in found["rows"]:
         row["system"] = names[row["system"]]
-    more = {"validation.accuracy": 0.8, "relative_seconds": 1.5, "trainable_parameters": 7_000_000}
+    more = {"validation.accuracy": 0.8, "trainable_parameters": 7_000_000}
     found["rows"] += [
         {"system": "mean", "metric": key, "value": value, "ratio": 1, "ratio_to": "as configured"}
         for key, value in more.items()
@@ -128,12 +132,15 @@ def test_teachers_share_one_table_of_all_sets():
     cells = dict(zip(lines[2].split(" | "), lines[6].split(" | "), strict=True))
     assert cells["test %"] == "90.0 [85.0, 95.0]" and cells["validation %"] == "80.0"
     assert cells["test: difference"] == "+1.0 [+1.0, +1.0]"
-    assert (cells["trained parameters"], cells["time |"]) == ("7.00 M", "1.50× |")
+    assert cells["trained parameters |"] == "7.00 M |"
     assert "dashed: as configured" in quality_docs.draw(found)
 
 
 def test_columns_that_nobody_fills_are_left_out():
     found = table()
+    for one in found["config"]["systems"]:
+        del one["engine"]  # of a table of before
+    assert "timed in" not in "\n".join(quality_docs.tables(found))
     found["rows"] = [row for row in found["rows"] if "gap_closed" not in row["metric"]]
     assert "gap closed" not in "\n".join(quality_docs.tables(found))
 
@@ -155,6 +162,29 @@ def test_the_page_has_tables_figures_and_what_made_them(tmp_path: Path):
     before = {path: path.read_bytes() for path in page.parent.rglob("*.*") if path.is_file()}
     quality_docs.write_docs(results, page)
     assert {path: path.read_bytes() for path in before} == before
+
+
+def test_every_dot_of_a_curve_lies_in_its_panel(monkeypatch: pytest.MonkeyPatch):
+    """Also where panels have other values."""
+    found = table("curve")
+    found["config"]["systems"][-1]["part"] = "size"
+    for row in found["rows"]:
+        if row["system"] == "KL, T = 2" and row["metric"].startswith("test.accuracy"):
+            row["value"] -= 0.4
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    quality_docs.draw(found)
+    panels = drawn[0].axes
+    assert len(panels) == 2 and len({axes.get_ylim() for axes in panels}) == 1
+    low, high = panels[0].get_ylim()
+    assert all(low < y < high for axes in panels for line in axes.lines for y in line.get_ydata())
+
+
+def test_the_page_is_that_of_the_tables(tmp_path: Path):
+    page = REPOSITORY / "docs" / "results.md"
+    quality_docs.write_docs(REPOSITORY / "benchmarks" / "results", tmp_path / "results.md")
+    written = (tmp_path / "results.md").read_text(encoding="utf-8")
+    assert written == page.read_text(encoding="utf-8"), "run benchmarks/quality.py --write-docs"
 
 
 def test_no_tables_are_refused_with_words(tmp_path: Path):

@@ -63,6 +63,23 @@ def test_no_gap_has_no_share_and_an_unsure_one_no_bounds():
     assert unsure is not None and unsure.value == 0.0 and unsure.low is None
 
 
+def test_draws_without_a_gap_count_as_beyond_both_bounds():
+    """Left out, they would leave the middle 95% of fewer draws: another quantile."""
+    systems = {"low": right_on(60), "middle": right_on(66), "high": right_on(68)}
+    draws = draw_together(GOLD, systems, 4000, 1)
+    gaps = draws.drawn["high"] - draws.drawn["low"]
+    assert 0 < (gaps <= 0).mean() < 0.02
+    found = draws.gap_closed("middle", "low", "high")
+    there = gaps > 0
+    shares = np.sort((draws.drawn["middle"] - draws.drawn["low"])[there] / gaps[there])
+    out = int((~there).sum())
+    position = 0.025 * (len(gaps) - 1) - out
+    assert found is not None and found.low == pytest.approx(
+        np.interp(position, np.arange(len(shares)), shares)
+    )
+    assert found.low < found.value < found.high
+
+
 def test_the_same_seed_draws_the_same():
     systems = {"a": right_on(60), "b": [right_on(50), right_on(70)]}
     first, second = (draw_together(GOLD, systems, 100, 3) for _ in range(2))

@@ -7,7 +7,7 @@ import quality
 import quality_teachers
 from places import CONFIGS
 from quality_suites import CONFIGURED, SUITES, suite_named
-from quality_variants import plan
+from quality_variants import link, plan
 
 from bert_kd.config import Config
 from bert_kd.config_file import load_config
@@ -122,10 +122,33 @@ def test_the_command_line_sets_seeds_and_overrides(tmp_path: Path):
 
 def test_the_command_that_is_told_names_no_folder_of_this_machine(tmp_path: Path):
     (tmp_path / "trec").mkdir()
-    pool = f"data.transfer=['{tmp_path}/pool.tsv', '{tmp_path}/more.tsv']"
-    asked = ["--suite", "trec", "--data", str(tmp_path), pool, "a.b=x/y", f"c.d={tmp_path}/z.txt"]
+    pool = f"data.transfer=['{tmp_path}/pool.tsv', '{tmp_path}/trec/more.tsv', '/else/it.tsv']"
+    others = ["a.b=x/y", "c.d=~/me/z.txt"]
+    asked = ["--suite", "trec", "--data", str(tmp_path), pool, *others]
     (request,) = quality.requests(quality.parse(asked))
     told = quality._command(request)
     assert str(tmp_path) not in told
-    assert "['pool.tsv', 'more.tsv']" in told.replace("'\"'\"'", "'")
+    # As seen from the suite's folder, which is where the configuration looks for them.
+    assert "['../pool.tsv', 'more.tsv', 'it.tsv']" in told.replace("'\"'\"'", "'")
     assert "a.b=x/y" in told and "c.d=z.txt" in told
+
+
+def test_suites_without_a_table_are_not_asked_for_their_data(tmp_path: Path):
+    with_ablation = [name for name, suite in SUITES.items() if suite.ablation]
+    for name in with_ablation:
+        (tmp_path / name).mkdir()
+    asked = ["--suite", "all", "--ablation", "--data", str(tmp_path)]
+    found = quality.requests(quality.parse(asked))
+    assert [request.suite.name for request in found] == with_ablation
+
+
+def test_a_link_that_leads_nowhere_is_replaced(tmp_path: Path):
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+    place = tmp_path / "run" / "teacher"
+    link(tmp_path / "old", place)
+    link(tmp_path / "new", place)
+    assert place.resolve() == tmp_path / "old"
+    (tmp_path / "old").rmdir()
+    link(tmp_path / "new", place)
+    assert place.resolve() == tmp_path / "new"

@@ -29,8 +29,8 @@ def test_rows_hold_every_seed_and_all_members(tmp_path: Path, monkeypatch: pytes
             answers[run.run] = {"test": np.full((1, 3), 10 * place + seed)}
             for folder in RunFolder(run.run).teachers(run.teacher.ensemble):
                 trainable = {"parameters": 100, "trainable": 40}
-                facts = {"base": "model", "seconds": (2.0, 4.0, 60.0)[seed - 1]}
-                write_json(folder / "teacher.json", facts | {"trainable": trainable})
+                facts = {"base": "model", "trainable": trainable}
+                write_json(folder / "teacher.json", facts)
                 (folder / "model.safetensors").write_bytes(b"1234567")
     monkeypatch.setattr(
         quality_teachers, "teacher_predictions", lambda config, sets: answers[config.run]
@@ -40,11 +40,13 @@ def test_rows_hold_every_seed_and_all_members(tmp_path: Path, monkeypatch: pytes
     assert both.predictions["test"].tolist() == [[11] * 3, [12] * 3, [13] * 3]
     assert (configured.parameters, both.parameters) == (100, 200)
     assert (configured.bytes, both.bytes) == (7, 14)
-    trained = {"trainable_parameters": 40, "seconds": 4.0, "relative_seconds": 1.0}
-    assert configured.figures == trained
-    assert both.figures == {key: 2 * value for key, value in trained.items()}
+    assert configured.figures == {"trainable_parameters": 40}
+    assert both.figures == {"trainable_parameters": 80}
     assert (configured.name, configured.beside) == (CONFIGURED, None)
     assert (both.name, both.beside, both.about) == (pair.name, CONFIGURED, "teacher.ensemble=2")
-    assert (
-        len(quality_teachers.notes(candidates)) == len(quality_teachers.notes(candidates[:1])) + 1
-    )
+    ensembles, ones = quality_teachers.NOTE_ON_ENSEMBLES, quality_teachers.NOTE_ON_ONE_SEED
+    told = quality_teachers.notes(candidates)
+    assert ensembles in told and ones not in told
+    assert ensembles not in quality_teachers.notes(candidates[:1])
+    told = quality_teachers.notes(quality_teachers.plan(config, [f"run={tmp_path}"], (pair,), 1))
+    assert ones in told and ensembles not in told
