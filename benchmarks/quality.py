@@ -49,7 +49,7 @@ from bert_kd.config_file import load_config
 from bert_kd.data.rows import Rows
 from bert_kd.errors import UserError
 from bert_kd.evaluate.findings import machine_facts
-from bert_kd.evaluate.speed import Speed, measure_speed
+from bert_kd.evaluate.speed import Speed, in_threads, measure_speed
 from bert_kd.progress import say
 from bert_kd.provenance import needs_teacher
 from bert_kd.stages import run_stages
@@ -201,16 +201,12 @@ def _speeds(
     systems: Sequence[System], sets: Mapping[str, Rows], settings: EvaluateConfig
 ) -> dict[str, Speed]:
     """Return the speed of every system, the first one being what others are compared with."""
-    import torch
-
     timed = {system.name: system.answer for system in systems if system.answer is not None}
     if not settings.speed_rounds or not timed:
         return {}
     rows = next(iter(sets.values()))
     pairs = None if rows.texts_b is None else list(zip(rows.texts, rows.texts_b, strict=True))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(settings.threads)
-    try:
+    with in_threads(settings.threads):
         return measure_speed(
             timed,
             pairs or rows.texts,
@@ -218,8 +214,6 @@ def _speeds(
             bulk_texts=settings.speed_bulk_texts,
             rounds=settings.speed_rounds,
         )
-    finally:
-        torch.set_num_threads(threads)
 
 
 # --- figures -----------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from bert_kd.config import Config
 from bert_kd.data.rows import Rows, iterate_rows
 from bert_kd.errors import MissingExtra
 from bert_kd.evaluate.findings import Model
-from bert_kd.evaluate.speed import System, Texts, measure_speed
+from bert_kd.evaluate.speed import System, Texts, in_threads, measure_speed
 from bert_kd.store import RunFolder
 
 if TYPE_CHECKING:
@@ -38,18 +38,14 @@ def with_speed(
     """Return the models with their speed on `rows`: the teacher, the first seed of each student and
     twin. What could not be timed as it is served is said in `notes`.
     """
-    import torch
-
     settings = config.evaluate
     first = {(model.group, model.role): model for model in reversed(models)}
     timed = [model for model in models if first[model.group, model.role] is model]
     texts: Texts = (
         rows.texts if rows.texts_b is None else list(zip(rows.texts, rows.texts_b, strict=True))
     )
-    threads = torch.get_num_threads()
-    torch.set_num_threads(settings.threads)
     with ExitStack() as stack:
-        stack.callback(torch.set_num_threads, threads)
+        stack.enter_context(in_threads(settings.threads))
         systems: dict[str, System] = {}
         engines: dict[str, str] = {}
         # What exports are judged by, so that those timed are those that stage 06 will write.

@@ -41,7 +41,8 @@ def over_seeds(by_seed: Floats, chosen: Ints) -> Floats:
     if seeds == 1:
         return drawn
     centre = by_seed.mean(axis=1)  # [samples]
-    return centre + (drawn - centre) * math.sqrt(seeds / (seeds - 1))
+    stretched: Floats = centre + (drawn - centre) * math.sqrt(seeds / (seeds - 1))
+    return stretched
 
 
 def draws(counts: Ints, samples: int, generator: np.random.Generator) -> Iterator[Floats]:

@@ -9,9 +9,11 @@ taken within a round.
 
 from __future__ import annotations
 
+import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +26,8 @@ Texts = list[str] | list[tuple[str, str]]
 System = Callable[[Texts], object]
 Floats = npt.NDArray[np.float64]
 
+TOKENIZING = "TOKENIZERS_PARALLELISM"
+"""Whether tokenizers works in several threads: it looks at each call."""
 WARM_UP_TEXTS = 16
 WARM_UP_CALLS = 3
 LEAST_SINGLE = 16
@@ -95,6 +99,25 @@ class Timings:
             self.plans[name],
             reference,
         )
+
+
+@contextmanager
+def in_threads(count: int) -> Iterator[None]:
+    """Have torch compute in `count` threads for the time being, and tokenizers work in one where
+    that is 1: by itself it encodes lists of texts on all cores, whatever torch was given.
+    """
+    import torch
+
+    before, told = torch.get_num_threads(), os.environ.get(TOKENIZING)
+    torch.set_num_threads(count)
+    os.environ[TOKENIZING] = "true" if count > 1 else "false"
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        del os.environ[TOKENIZING]
+        if told is not None:
+            os.environ[TOKENIZING] = told
 
 
 def measure_speed(

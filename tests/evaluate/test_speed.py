@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
+import torch
 
 from bert_kd.errors import DataError
-from bert_kd.evaluate.speed import measure_speed
+from bert_kd.evaluate.speed import TOKENIZING, in_threads, measure_speed
 
 TEXTS = [f"text {number}" for number in range(40)]
 
@@ -111,3 +114,17 @@ def test_a_machine_that_slows_down_for_a_round_does_not_change_the_ratio():
 def test_without_texts_there_is_nothing_to_measure():
     with pytest.raises(DataError, match="no texts"):
         measure_speed({"a": lambda _: None}, [], single_texts=1, bulk_texts=1, rounds=1)
+
+
+@pytest.mark.parametrize("before", [None, "true"])
+def test_one_thread_is_one_of_tokenizing_too(monkeypatch: pytest.MonkeyPatch, before: str | None):
+    monkeypatch.delenv(TOKENIZING, raising=False)
+    if before is not None:
+        monkeypatch.setenv(TOKENIZING, before)
+    threads = torch.get_num_threads()
+    with in_threads(1):
+        assert (torch.get_num_threads(), os.environ[TOKENIZING]) == (1, "false")
+        with in_threads(2):
+            assert (torch.get_num_threads(), os.environ[TOKENIZING]) == (2, "true")
+        assert (torch.get_num_threads(), os.environ[TOKENIZING]) == (1, "false")
+    assert (torch.get_num_threads(), os.environ.get(TOKENIZING)) == (threads, before)
