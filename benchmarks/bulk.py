@@ -39,6 +39,8 @@ from speed_runs import (
     options_parser,
     rate_rows,
     read_split,
+    result,
+    rounds_made,
     run_alone,
     user_errors,
 )
@@ -167,8 +169,10 @@ def count_wrong(options: argparse.Namespace, output: Path, texts: Sequence[str],
 # --- what is measured ----------------------------------------------------------------------------
 
 
-def measure_rates(options: argparse.Namespace, folder: Path, texts: Sequence[str]) -> Iterator[Row]:
-    """Yield texts a second in memory and of the command, and its peak memory."""
+def measure_rates(
+    options: argparse.Namespace, folder: Path, texts: Sequence[str]
+) -> tuple[list[Row], int]:
+    """Return texts a second in memory and of the command, and its peak memory; and the rounds."""
     source = folder / "in.parquet"
     say(f"writing {options.rows:,} rows")
     write_rows(source, texts, options.rows)
@@ -191,17 +195,26 @@ def measure_rates(options: argparse.Namespace, folder: Path, texts: Sequence[str
 
     turns: dict[str, Callable[[], float]] = {MEMORY: in_memory, FILE: in_file}
     found = interleaved(turns, options.rounds, minutes=options.minutes, what="bulk")
-    yield from rate_rows(found, "texts_per_second", MEMORY)
-    yield fact_row(FILE, "peak_bytes", statistics.median(peaks[1:] or peaks))
+    rows = rate_rows(found, "texts_per_second", MEMORY)
+    rows.append(fact_row(FILE, "peak_bytes", statistics.median(peaks[1:] or peaks)))
+    return rows, rounds_made(found)
 
 
 def measure_long(options: argparse.Namespace, folder: Path, texts: Sequence[str]) -> Iterator[Row]:
-    """Yield what a long file took that was killed once, and what was wrong with its output."""
+    """Yield what a long file took that was killed once, and what was wrong with its output.
+
+    Raises UserError where the command was done before it could be killed.
+    """
     rows, source, output = options.long_rows, folder / "long.parquet", folder / "long-out.parquet"
     say(f"writing {rows:,} rows")
     write_rows(source, texts, rows)
     classes = len(read_bundle(options.bundle).labels)
     killed = predict(options, source, output, int(4 * classes * rows * options.kill_at))
+    if killed.found is not None:
+        raise UserError(
+            f"the command was done with {rows:,} rows before it could be killed: give more "
+            "--long-rows, or a smaller --kill-at"
+        )
     told = predict(options, source, output)
     assert told.found is not None
     yield fact_row(FILE, "long.rows", told.found["rows"])
@@ -246,11 +259,11 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         model_threads=options.threads or "all",
     )
     with tempfile.TemporaryDirectory() as aside:
-        rows = list(measure_rates(options, Path(aside), texts))
-        yield made | {"rows": rows}
+        rows, rounds = measure_rates(options, Path(aside), texts)
+        yield result(made, rows, rounds)
         if options.long_rows:
             rows += measure_long(options, Path(aside), texts)
-            yield made | {"rows": rows}
+            yield result(made, rows, rounds)
 
 
 def main() -> None:

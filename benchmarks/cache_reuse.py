@@ -11,26 +11,36 @@ teacher, in the cache's precision, and prints the ratio of the rows per second.
 from __future__ import annotations
 
 import argparse
-import statistics
-import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
+from speed_runs import (
+    facts,
+    interleaved,
+    options_parser,
+    rate_rows,
+    report,
+    result,
+    rounds_made,
+    user_errors,
+)
 
 from bert_kd.data.keys import Keys, join_keys
 from bert_kd.data.prepare import load_prepared
 from bert_kd.data.rows import read_rows
-from bert_kd.evaluate.findings import machine_facts
+from bert_kd.errors import UserError
 from bert_kd.logits.cache import LogitCache
-from bert_kd.store import RunFolder, Stamp, commit, versions, write_json
+from bert_kd.store import RunFolder, Stamp
 from bert_kd.teacher.answer import Answering
 from bert_kd.teacher.model import open_teacher
+
+TEACHER, CACHE = "teacher", "cache"
 
 
 @dataclass(frozen=True)
@@ -59,70 +69,56 @@ def read_question(run: RunFolder, sample: int) -> Question:
     return Question(keys, texts, texts_b)
 
 
-def measure(systems: dict[str, Callable[[], int]], rounds: int) -> list[dict[str, Any]]:
-    """Return the median rows per second of each system, and its ratio to the first, by round."""
-    rates: dict[str, list[float]] = {name: [] for name in systems}
-    for answer in systems.values():
-        answer()  # warm-up
-    for _ in range(rounds):
-        for name, answer in systems.items():
-            start = time.perf_counter()
-            count = answer()
-            rates[name].append(count / (time.perf_counter() - start))
-    first = next(iter(systems))
-    return [
-        {
-            "system": name,
-            "metric": "rows_per_second",
-            "value": statistics.median(found),
-            "ratio": statistics.median(a / b for a, b in zip(found, rates[first], strict=True)),
-            "ratio_to": first,
-        }
-        for name, found in rates.items()
-    ]
+def rate(answer: Callable[[], int]) -> float:
+    """Return rows a second of `answer`, which returns how many rows it answered."""
+    started = time.perf_counter()
+    count = answer()
+    return count / (time.perf_counter() - started)
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the options of the command line."""
+    parser = options_parser(__doc__, without=("--data", "--set"))
+    parser.add_argument("--run", type=Path, default=Path("runs/demo"))
+    parser.add_argument("--rows", type=int, default=512, help="rows of a teacher pass")
+    return parser.parse_args(arguments)
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the benchmark's JSON. Raises UserError where the run has no cached logits."""
+    run = RunFolder(options.run)
+    stamp = Stamp.read(run.logits)
+    if stamp is None:
+        raise UserError(f"{run.logits} holds no cached logits: run bert-kd cache-logits first")
+    folder = run.cache(stamp.inputs["teacher"])
+    question = read_question(run, options.rows)
+    precision = LogitCache.open(folder).manifest.precision
+    made = facts(
+        options,
+        torch.get_num_threads(),
+        benchmark="cache-reuse",
+        run=options.run.name,
+        rows_cache=len(question.keys),
+        rows_teacher=len(question.texts),
+        precision=precision,
+    )
+    answering = Answering(
+        open_teacher(run.teacher), "bf16" if precision == "bf16" else "fp32", tokens_per_batch=2048
+    )
+    systems: dict[str, Callable[[], int]] = {
+        TEACHER: lambda: len(answering(question.texts, question.texts_b).logits),
+        CACHE: lambda: len(LogitCache.open(folder).lookup(question.keys).logits),
+    }
+    turns = {name: partial(rate, answer) for name, answer in systems.items()}
+    found = interleaved(turns, options.rounds, minutes=options.minutes, what="cache reuse")
+    return result(made, rate_rows(found, "rows_per_second", TEACHER), rounds_made(found))
 
 
 def main() -> None:
     """Measure, print a line per system, and write the JSON file where asked."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--run", type=Path, default=Path("runs/demo"))
-    parser.add_argument("--rows", type=int, default=512, help="rows of a teacher pass")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-
-    run = RunFolder(options.run)
-    stamp = Stamp.read(run.logits)
-    if stamp is None:
-        sys.exit(f"{run.logits} holds no cached logits: run cache-logits first")
-    folder = run.cache(stamp.inputs["teacher"])
-    question = read_question(run, options.rows)
-    precision = LogitCache.open(folder).manifest.precision
-    answering = Answering(
-        open_teacher(run.teacher), "bf16" if precision == "bf16" else "fp32", tokens_per_batch=2048
-    )
-    rows = measure(
-        {
-            "teacher": lambda: len(answering(question.texts, question.texts_b).logits),
-            "cache": lambda: len(LogitCache.open(folder).lookup(question.keys).logits),
-        },
-        options.rounds,
-    )
-    for row in rows:
-        line = f"{row['system']}: {row['value']:,.0f} rows/s, {row['ratio']:,.1f} × the teacher"
-        Console().print(line, highlight=False)
-    if options.json:
-        config = {
-            "run": options.run.name,
-            "rows_cache": len(question.keys),
-            "rows_teacher": len(question.texts),
-            "rounds": options.rounds,
-            "precision": precision,
-            "versions": versions(),
-            "commit": commit(),
-        }
-        machine = asdict(machine_facts(torch.get_num_threads()))
-        write_json(options.json, {"machine": machine, "config": config, "rows": rows})
+    options = parse()
+    with user_errors():
+        report(measure(options), options.json)
 
 
 if __name__ == "__main__":

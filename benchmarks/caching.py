@@ -35,9 +35,12 @@ from speed_runs import (
     facts,
     interleaved,
     options_parser,
+    parse_rounds,
     rate_rows,
     read_split,
     report,
+    result,
+    rounds_made,
     torch_threads,
     user_errors,
 )
@@ -132,9 +135,9 @@ class PaddedLoop:
 
 def measure_logits(
     teacher: Teacher, texts: list[str], rounds: int, minutes: float | None
-) -> list[Row]:
+) -> tuple[list[Row], int]:
     """Return rows and real tokens a second of each way, compared with the usual one in fp32, the
-    share of the measured matrix product, and how far the logits lie apart.
+    share of the measured matrix product, and how far the logits lie apart; and the rounds made.
     """
     budget = TOKENS_PER_BATCH[device().type]
     systems: dict[str, Callable[[list[str]], npt.NDArray[np.float32]]] = {
@@ -172,7 +175,7 @@ def measure_logits(
         rows.append(fact_row(name, "share_of_matmul", statistics.median(shares)))
     for name in ("matmul fp32", "matmul bf16"):
         rows.append(fact_row(name, "operations_per_second", statistics.median(found[name])))
-    return rows + distances(logits)
+    return rows + distances(logits), rounds_made(found)
 
 
 def distances(logits: dict[str, npt.NDArray[np.float32]]) -> list[Row]:
@@ -290,9 +293,9 @@ def measure_freezing(
     batch_size: int,
     rounds: int,
     minutes: float | None,
-) -> list[Row]:
+) -> tuple[list[Row], int]:
     """Return milliseconds a step by trained layers, compared with training all, and what the states
-    below them cost in time and on disk.
+    below them cost in time and on disk; and the rounds made.
     """
     encoded = encode(teacher.tokenizer, [(texts, None)], LENGTH)
     _, layers = encoder_layers(teacher.model)
@@ -323,7 +326,7 @@ def measure_freezing(
             rows.append(fact_row(name, "states_cost_in_epochs", epochs))
             size = needed_bytes(system.prefix, [encoded]) / len(texts)
             rows.append(fact_row(name, "bytes_a_text", size))
-    return rows
+    return rows, rounds_made(found)
 
 
 def _trained_name(trained: int | str, layers: int) -> str:
@@ -349,14 +352,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     other = parser.add_mutually_exclusive_group()
     other.add_argument("--freezing", action="store_true", help="training steps, not caching")
     other.add_argument("--memory", type=int, nargs="+", metavar="ROWS", help="peak memory instead")
-    return parser.parse_args(arguments)
+    return parse_rounds(parser, arguments, without_rounds=("memory",))
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Return the benchmark's JSON."""
     if options.memory:
-        rows = caching_memory.measure(options.memory)
-        return facts(options, 1, benchmark="caching-memory") | {"rows": rows}
+        made = facts(options, 1, benchmark="caching-memory")
+        return result(made, caching_memory.measure(options.memory), rounds=None)
     name, folder = data_set(options.data, options.set, "sst2")
     split = read_split(folder, "train")
     chosen = np.random.default_rng(17).permutation(len(split))[: options.texts]
@@ -366,12 +369,6 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         teacher = open_teacher(options.teacher)
     else:
         teacher = make_teacher(options.model, options.shape, labels)
-    if options.freezing:
-        rows = measure_freezing(
-            teacher, texts, gold, options.batch_size, options.rounds, options.minutes
-        )
-    else:
-        rows = measure_logits(teacher, texts, options.rounds, options.minutes)
     lengths = encode(teacher.tokenizer, [(texts, None)], LENGTH).tokens.lengths
     made = facts(
         options,
@@ -384,7 +381,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         batch_size=options.batch_size if options.freezing else None,
         device=torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     )
-    return made | {"rows": rows}
+    if options.freezing:
+        rows, rounds = measure_freezing(
+            teacher, texts, gold, options.batch_size, options.rounds, options.minutes
+        )
+    else:
+        rows, rounds = measure_logits(teacher, texts, options.rounds, options.minutes)
+    return result(made, rows, rounds)
 
 
 def main() -> None:

@@ -4,13 +4,13 @@
         --json benchmarks/results/inference.json
 
 All systems answer the same texts in interleaved rounds, one by one and in bulk, each in the same
-number of threads: short texts (the validation split of the set) and long ones (several of them
-joined), both cut at 256 tokens. BERTs and students have random weights, which changes nothing of
-their speed, real WordPiece tokenizers, and are run in torch and ONNX Runtime (graph optimised; int8
-by dynamic quantisation); with `--bundle` the student is a real one. Also measured: what the core
-can do at most in each precision and the kernel's share of it, tokenizing, and, in a process of its
-own for each system, memory and time to load. What is made is kept in `--work`; `--minutes` bounds
-the rounds' time.
+number of threads (of the model, of tokenizing and of BLAS): short texts (the validation split of
+the set) and long ones (several of them joined), both cut at 256 tokens. BERTs and students have
+random weights, which changes nothing of their speed, real WordPiece tokenizers, and are run in
+torch and ONNX Runtime (graph optimised; int8 by dynamic quantisation); with `--bundle` the student
+is a real one. Also measured: what the time of a student's answers is made of, beside what the core
+can do at most (`inference_parts.py`), and, in processes of their own that take turns as well,
+memory and time to load. What is made is kept in `--work`; `--minutes` bounds the rounds' time.
 """
 
 from __future__ import annotations
@@ -20,9 +20,7 @@ import json
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,6 +30,7 @@ import controls
 import inference_make as make
 import inference_systems
 import numpy as np
+from inference_parts import measure_kernel, measure_parts, measure_tokenizing
 from inference_systems import Answer, Spec, open_system
 from speed_runs import (
     Labelled,
@@ -42,19 +41,17 @@ from speed_runs import (
     interleaved,
     lines,
     options_parser,
-    rate_rows,
     read_split,
     run_alone,
+    tokenizing_threads,
     torch_threads,
     user_errors,
 )
 
-from bert_kd.data.batches import encode
 from bert_kd.data.keys import row_keys
 from bert_kd.data.rows import Rows
 from bert_kd.evaluate.speed import Timings, time_systems
 from bert_kd.progress import say
-from bert_kd.runtime.native import engine as native
 from bert_kd.store import write_json
 from bert_kd.teacher.base import locate_model
 
@@ -64,6 +61,10 @@ JOINED = 8
 FITTED_ROWS = 10_000
 """Rows of train that the linear models and fastText learn from."""
 SERVED_TEXTS = 64
+PROCESSES = 3
+"""Of each system, at most."""
+P99_TEXTS = 100
+"""Of fewer texts timed one by one, a 99th percentile is little else than the slowest."""
 SECONDS = 2.0
 """A system's turn, one by one or in bulk, takes about so long at most."""
 
@@ -95,7 +96,14 @@ def measure_case(
     """Return latency and throughput of all systems, compared with the reference (the first one),
     and how many times as fast as every other system each native one is.
     """
-    with torch_threads(case.threads):
+    from threadpoolctl import threadpool_limits
+
+    count = case.threads
+    with (
+        torch_threads(count),
+        tokenizing_threads(count),
+        threadpool_limits(count, user_api="blas"),
+    ):
         found = time_systems(
             systems,  # type: ignore[arg-type]
             case.texts,
@@ -113,8 +121,10 @@ def _speed_rows(case: Case, found: Timings) -> Iterator[Row]:
         speed = found.speed(name, names[0])
         for metric, value, ratio in (
             ("latency_p50_us", speed.p50, speed.times_faster),
-            ("latency_p99_us", speed.p99, None),
+            ("latency_p99_us", speed.p99 if speed.single_texts >= P99_TEXTS else None, None),
             ("texts_per_second", speed.texts_per_second, speed.times_throughput),
+            ("single_texts", speed.single_texts, None),
+            ("bulk_texts", speed.bulk_texts, None),
         ):
             beside = None if ratio is None else names[0]
             yield {
@@ -188,132 +198,19 @@ def linear_systems(train: Labelled, base: str) -> dict[str, Answer]:
     return found
 
 
-def measure_kernel(specs: Mapping[str, Spec], texts: list[str], rounds: int) -> list[Row]:
-    """Return what one core can do at most by precision, and each student's kernel beside it:
-    operations of the recurrence (8 · H² a token and direction, two a multiply-add) a second, from
-    token ids to logits in bulk in one thread; and how fast one core reads as many bytes as the
-    recurrence has weights, again and again, which it has to for every token of a single text.
-    """
-    if native.missing():
-        return []
-    from bert_kd.runtime.bundle import read_bundle
-    from bert_kd.runtime.engine import read_tokenizer
-    from bert_kd.runtime.native import _native
-
-    facts: list[Row] = []
-    weights: dict[str, int] = {}
-    turns: dict[str, Callable[[], float]] = {
-        f"peak {precision}": lambda precision=precision: _native.measure_peak(precision)
-        for precision in make.PRECISIONS
-    }
-    peaks = list(turns)
-    for name, spec in specs.items():
-        if spec.kind != "native":
-            continue
-        bundle = read_bundle(spec.path)
-        hidden = int(bundle.shape["hidden"])
-        tokenizer = read_tokenizer(spec.path / "tokenizer.json", int(bundle.shape["vocabulary"]))
-        tokens = encode(tokenizer, texts)
-        model = _native.Model(str(spec.path / "native.safetensors"))
-        work = 2 * 8.0 * hidden**2 * len(tokens.ids)
-        if model.precision == "int8":
-            weights[name] = 4 * hidden**2  # of one direction
-            facts.append(fact_row(name, "tokens_per_text", len(tokens.ids) / len(texts)))
-            facts.append(fact_row(name, "operations_per_text", work / len(texts)))
-            facts.append(fact_row(name, "recurrent_bytes", weights[name]))
-
-        def turn(model: Any = model, tokens: Any = tokens, work: float = work) -> float:
-            started = time.perf_counter()
-            model.logits(tokens.ids, tokens.offsets)
-            return work / (time.perf_counter() - started)
-
-        turns[name] = turn
-    found = interleaved(turns, rounds, what="kernel")
-    reading = {
-        name: partial(_native.measure_reading, "int8", held) for name, held in weights.items()
-    }
-    for name, rates in interleaved(reading, rounds, what="reading").items():
-        facts.append(fact_row(name, "read_bytes_per_second", statistics.median(rates)))
-    highest = {name: found[name] for name in peaks}
-    rows = facts + rate_rows(highest, "operations_per_second", peaks[0])
-    for name in found.keys() - set(peaks):
-        peak = found[f"peak {name.rpartition(' ')[2]}"]
-        shares = [mine / most for mine, most in zip(found[name], peak, strict=True)]
-        rows.append(fact_row(name, "operations_per_second", statistics.median(found[name])))
-        rows.append(fact_row(name, "share_of_peak", statistics.median(shares)))
-    return rows
-
-
-def measure_tokenizing(specs: Mapping[str, Spec], texts: list[str], rounds: int) -> list[Row]:
-    """Return microseconds a text of tokenizing in bulk, natively and by `tokenizers`, one thread,
-    for each student's vocabulary.
-    """
-    from bert_kd.runtime.bundle import read_bundle
-    from bert_kd.runtime.engine import read_tokenizer
-
-    rows: list[Row] = []
-    for system, spec in specs.items():
-        if spec.kind != "native" or not system.endswith("int8"):
-            continue
-        size = int(read_bundle(spec.path).shape["vocabulary"])
-        usual = read_tokenizer(spec.path / "tokenizer.json", size)
-        ways: dict[str, Callable[[], object]] = {
-            "tokenizers": lambda usual=usual: encode(usual, texts)
-        }
-        compiled = _native_tokenizer(spec.path)
-        if compiled is not None:
-            ways["native"] = lambda compiled=compiled: compiled.encode(texts)
-
-        turns = {name: lambda way=way: _microseconds(way, len(texts)) for name, way in ways.items()}
-        with _one_tokenizing_thread():
-            found = interleaved(turns, rounds, what="tokenizing")
-        rows += rate_rows(found, f"{system.partition(',')[0]}.tokenizing_us", "tokenizers")
-    return rows
-
-
-def _microseconds(work: Callable[[], object], texts: int) -> float:
-    """Return what `work` takes a text."""
-    started = time.perf_counter()
-    work()
-    return 1e6 * (time.perf_counter() - started) / texts
-
-
-def _native_tokenizer(bundle: Path) -> Any:
-    if native.missing():
-        return None
-    from bert_kd.runtime.native.tokenizer import UnsupportedTokenizer, compile_tokenizer
-
-    try:
-        return compile_tokenizer((bundle / "tokenizer.json").read_text(encoding="utf-8"))
-    except UnsupportedTokenizer as error:
-        say(f"its tokenizer is not measured: {error}")
-        return None
-
-
-@contextmanager
-def _one_tokenizing_thread() -> Iterator[None]:
-    import os
-
-    name = "TOKENIZERS_PARALLELISM"
-    before = os.environ.get(name)
-    os.environ[name] = "false"
-    try:
-        yield
-    finally:
-        del os.environ[name]
-        if before is not None:
-            os.environ[name] = before
-
-
 def measure_processes(specs: Mapping[str, Spec], texts: Sequence[str], rounds: int) -> list[Row]:
-    """Return memory and time to load of each system, in processes of their own: medians."""
+    """Return memory and time to load of each system, medians over rounds in which each has a
+    process of its own.
+    """
+    given = json.dumps(list(texts))
+    turns: dict[str, Callable[[], dict[str, float | None]]] = {
+        name: partial(run_alone, inference_systems.__file__, spec.to_json(), given=given)
+        for name, spec in specs.items()
+    }
+    with tokenizing_threads(1):
+        found = interleaved(turns, rounds, what="processes")
     rows = []
-    for name, spec in specs.items():
-        given = json.dumps(list(texts))
-        told: list[dict[str, float | None]] = [
-            run_alone(inference_systems.__file__, spec.to_json(), given=given)
-            for _ in range(rounds)
-        ]
+    for name, told in found.items():
         for metric in told[0]:
             values = [one[metric] for one in told]
             known = [value for value in values if value is not None]
@@ -340,6 +237,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if next(iter(make.SHAPES)) not in options.peers:
         parser.error(f"--peers needs {next(iter(make.SHAPES))}, which others are compared with")
+    if len({count for count in options.threads if count > 1}) > 1:
+        parser.error("--threads takes 1 and one other number: tokenizers keeps its threads")
     return options
 
 
@@ -347,7 +246,10 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yield the benchmark's JSON after each part, with all rows so far."""
     name, folder = data_set(options.data, options.set, "sst2")
     train, texts = read_split(folder, "train"), read_split(folder, "validation").texts
-    with tempfile.TemporaryDirectory() as aside:
+    most = max(options.threads)
+    made = facts(options, most, benchmark="inference", set=name)
+    processes = min(options.rounds, PROCESSES)
+    with tempfile.TemporaryDirectory() as aside, tokenizing_threads(most):
         work = options.work or Path(aside)
         specs = make_systems(options, work, train, texts[:SERVED_TEXTS])
         short = texts * -(-options.bulk_texts // len(texts))
@@ -362,17 +264,15 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         if options.minutes is not None:
             turns = 2 * len(cases) * (len(specs) + len(linear)) * (options.rounds + 1)
             seconds = min(seconds, 60 * options.minutes / turns)
-        made = facts(
-            options,
-            max(options.threads),
-            benchmark="inference",
-            set=name,
-            cases={case.name: len(case.texts) for case in cases},
-            characters={case.name: float(np.mean([*map(len, case.texts)])) for case in cases},
-            systems=make.facts_of(specs) | {key: {"kind": "linear"} for key in linear},
-            weights="of a bundle" if options.bundle else "random",
-            seconds_a_turn=seconds,
-        )
+        made["config"] |= {
+            "cases": {case.name: len(case.texts) for case in cases},
+            "characters": {case.name: float(np.mean([*map(len, case.texts)])) for case in cases},
+            "systems": make.facts_of(specs) | {key: {"kind": "linear"} for key in linear},
+            "weights": "of a bundle" if options.bundle else "random",
+            "seconds_a_turn": seconds,
+            "threads_of": ["model", "tokenizing", "BLAS"],
+            "process_rounds": processes,
+        }
         rows: list[Row] = []
         bulk = short[: options.bulk_texts]
         for case in cases if "speed" in options.parts else ():
@@ -380,11 +280,11 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             rows += measure_case(case, systems | linear, options, seconds)
             yield made | {"rows": rows}
         if "kernel" in options.parts:
-            rows += measure_kernel(specs, bulk, options.rounds)
-            rows += measure_tokenizing(specs, bulk, options.rounds)
+            for measure_part in (measure_kernel, measure_tokenizing, measure_parts):
+                rows += measure_part(specs, bulk, options.rounds)
             yield made | {"rows": rows}
         if "processes" in options.parts:
-            rows += measure_processes(specs, texts[:SERVED_TEXTS], min(options.rounds, 3))
+            rows += measure_processes(specs, texts[:SERVED_TEXTS], processes)
             yield made | {"rows": rows}
 
 

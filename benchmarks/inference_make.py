@@ -1,7 +1,9 @@
 """What the inference benchmark measures, made on disk: BERTs of known shapes with random weights,
 students of random weights (or one out of a bundle), a fastText model.
 
-Speed does not depend on what the weights are. A folder that is there is taken as it is.
+Speed does not depend on what the weights are. What is made lies in a folder named by all that it
+is made from, the packages and the exporter's code among it: what is there is taken as it is, and
+what anything else would make is made beside it.
 """
 
 from __future__ import annotations
@@ -10,14 +12,15 @@ import logging
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 from inference_systems import LONGEST, Spec
-from speed_runs import Labelled
+from speed_runs import REPOSITORY, Labelled
 from torch import Tensor, nn
 
 from bert_kd.config import ExportConfig, StudentConfig
@@ -25,7 +28,7 @@ from bert_kd.errors import BundleError
 from bert_kd.progress import say
 from bert_kd.runtime.bundle import TOKENIZER, WEIGHTS, read_bundle
 from bert_kd.runtime.export import export_bundle
-from bert_kd.store import write_json, writing_folder
+from bert_kd.store import fingerprint, fingerprint_files, versions, write_json, writing_folder
 from bert_kd.student.model import CONFIG, BiLSTM, Shape, Student, save_student
 from bert_kd.student.vocabulary import build_tokenizer
 from bert_kd.teacher.base import locate_model
@@ -45,6 +48,20 @@ WINNER = 30.0
 """Bias of a random student's first class: it wins by far, so that the check of the export, which is
 about labels, has nothing to say against any precision.
 """
+CODE = ("bert_kd/student", "bert_kd/runtime")
+"""Where the code lies that makes students and bundles; their formats are among it."""
+
+
+def place_of(folder: Path, *made_from: object) -> Path:
+    """Return the place in `folder` of what is made from this, by the packages that are installed
+    and by the code that makes students and exports them.
+    """
+    packages = versions()
+    for name in ("onnx", "fasttext-numpy2"):
+        with suppress(metadata.PackageNotFoundError):
+            packages[name] = metadata.version(name)
+    code = [path for room in CODE for path in sorted((REPOSITORY / room).rglob("*.py"))]
+    return folder / fingerprint(made_from, packages, fingerprint_files([Path(__file__), *code]))
 
 
 # --- BERTs -------------------------------------------------------------------------------------
@@ -54,10 +71,13 @@ def make_bert(name: str, folder: Path, base: str, classes: int) -> dict[str, Spe
     """Make a BERT of this shape, with the WordPiece of the model `base`, in torch and in ONNX
     Runtime (its graph optimised), fp32 and int8.
     """
+    model = Path(locate_model(base))
+    words = fingerprint_files([model / TOKENIZER])
+    folder = place_of(folder, name, SHAPES[name], words, classes)
     if not folder.exists():
         say(f"making {name}")
         with writing_folder(folder) as aside, quiet(), _silence():
-            _write_bert(name, aside, Path(locate_model(base)), classes)
+            _write_bert(name, aside, model, classes)
     return {
         f"{name}, torch": Spec("bert-torch", folder),
         f"{name}, ONNX Runtime fp32": Spec("bert-onnx", folder / "fp32.onnx"),
@@ -167,11 +187,14 @@ def make_student(
     """Make a student of random weights with the WordPiece of `base` pruned to `texts`, and its
     bundles, checked on `check`.
     """
+    config, words = student_config(hidden), Path(locate_model(base)) / TOKENIZER
+    vocabulary = config.vocabulary.model_copy(update={"max_length": LONGEST})
+    sizes = config.model_dump(mode="json"), vocabulary.max_length
+    learnt = fingerprint_files([words]), texts.texts, texts.classes
+    folder = place_of(folder, sizes, learnt, check)
     source = folder / "student"
     if not source.exists():
-        config = student_config(hidden)
-        vocabulary = config.vocabulary.model_copy(update={"max_length": LONGEST})
-        tokenizer = build_tokenizer(vocabulary, texts.texts, Path(locate_model(base)) / TOKENIZER)
+        tokenizer = build_tokenizer(vocabulary, texts.texts, words)
         shape = Shape(
             vocabulary=tokenizer.get_vocab_size(),
             embedding=config.embedding.size,
@@ -194,13 +217,14 @@ def make_student(
 def take_student(bundle: Path, folder: Path, check: list[str]) -> dict[str, Spec]:
     """Take the student out of a bundle, and export it in all precisions that are good enough."""
     facts = read_bundle(bundle)
+    told = {"name": facts.name, "labels": list(facts.labels), "shape": dict(facts.shape)}
+    content = fingerprint_files([bundle / name for name in (WEIGHTS, TOKENIZER)])
+    folder = place_of(folder, told, content, check)
     source = folder / "student"
     if not source.exists():
         with writing_folder(source) as aside:
             for name in (WEIGHTS, TOKENIZER):
                 shutil.copyfile(bundle / name, aside / name)
-            shape = dict(facts.shape)
-            told = {"name": facts.name, "labels": list(facts.labels), "shape": shape}
             write_json(aside / CONFIG, told)
     return _bundles(f"H = {facts.shape['hidden']}", source, folder, check)
 
@@ -247,6 +271,7 @@ def make_fasttext(folder: Path, texts: Labelled) -> dict[str, Spec]:
         except ImportError:
             say("fastText is not measured: pip install 'bert_kd[bench]'")
             return {}
+    folder = place_of(folder, texts.texts, texts.labels.tolist())
     path = folder / "model.bin"
     if not path.exists():
         with writing_folder(folder) as aside:

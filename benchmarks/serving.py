@@ -318,7 +318,7 @@ def measure_memory(
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the options of the command line."""
-    parser = options_parser(__doc__)
+    parser = options_parser(__doc__, without=("--minutes",))
     parser.add_argument("--bundle", type=Path, default=Path("runs/demo/bundles/base"))
     parser.add_argument("--model", default="offline", help="the MiniLM of the pipeline")
     parser.add_argument("--connections", type=int, nargs="+", default=[1, 16, 64, 256])

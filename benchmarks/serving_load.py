@@ -178,19 +178,24 @@ def _send(client: Client, requests: Sequence[bytes], poll: select.epoll) -> None
     client.begun = time.perf_counter()
     client.data, client.needed = b"", 0
     client.unsent = requests[client.place]
-    _send_rest(client, poll)
+    _write(client)
+    if client.unsent:
+        poll.modify(client.socket.fileno(), select.EPOLLIN | select.EPOLLOUT)
 
 
 def _send_rest(client: Client, poll: select.epoll) -> None:
-    before = len(client.unsent)
+    """Go on with a request; once it is sent, only its answer is waited for."""
+    _write(client)
+    if not client.unsent:
+        poll.modify(client.socket.fileno(), select.EPOLLIN)
+
+
+def _write(client: Client) -> None:
+    """Send as much as the socket takes now."""
     try:
         client.unsent = client.unsent[client.socket.send(client.unsent) :]
     except BlockingIOError:
         pass
-    if client.unsent:
-        poll.modify(client.socket.fileno(), select.EPOLLIN | select.EPOLLOUT)
-    elif before > 65536:
-        poll.modify(client.socket.fileno(), select.EPOLLIN)
 
 
 def _receive(client: Client) -> tuple[bytes, bytes]:

@@ -41,8 +41,8 @@ INTRODUCTION = """# Speed
 Written by `python benchmarks/speed_docs.py` from the tables in `benchmarks/results/`; no measured
 number is typed by hand.
 
-Systems that are compared took turns in the same run. Values are medians over its rounds; a ratio is
-the median of the ratios within each round.
+Systems whose times are compared took turns in the same run, unless a section says otherwise. Values
+are medians over its rounds; a ratio is the median of the ratios within each round.
 """
 FILES = (
     "inference",
@@ -109,6 +109,12 @@ def metrics_of(rows: Sequence[Row], ending: str) -> list[str]:
     return list(dict.fromkeys(metric.removesuffix(end) for metric in found))
 
 
+def threads(found: Json) -> str:
+    """Return how many threads a benchmark ran in: `2 threads`."""
+    number = found["machine"]["threads"]
+    return f"{number} thread{'s' * (number != 1)}"
+
+
 # --- inference ---------------------------------------------------------------------------------
 
 
@@ -119,8 +125,19 @@ def inference(found: Json) -> Iterator[str]:
     yield ""
     yield (
         f"Raw text to probabilities; texts of {config['set']}, the long ones joined of several; "
-        f"weights: {config['weights']}. In brackets: times as fast as "
-        f"{next(iter(config['systems']))}."
+        f"weights: {config['weights']}. {_threads_of(config)}"
+    )
+    yield ""
+    reference = next(iter(config["systems"]))
+    yield (
+        "p50 and p99 are over the texts that a system answered one by one, all rounds together; "
+        "slow systems have time for the first of them alone. *Times as fast, same texts*: the "
+        f"median time of {reference} over the texts that both answered in a round, divided by the "
+        "system's own median over these; then the median over rounds. It is not the quotient of "
+        "the p50s, which are of different texts. In bulk *times as fast* is the median over rounds "
+        f"of the system's rate divided by that of {reference}. *Timed*: texts one by one in all "
+        f"{config['rounds']} rounds / in bulk in each (a dash: the run kept no count); of fewer "
+        "than a hundred no p99 is told."
     )
     yield ""
     for case in metrics_of(rows, "texts_per_second"):
@@ -131,26 +148,45 @@ def inference(found: Json) -> Iterator[str]:
         yield f"{config['characters'][case]:.0f} characters a text on average."
         yield ""
         yield from table(
-            ["system", "batch 1, p50", "p99", "texts a second in bulk"],
+            [
+                "system",
+                "batch 1, p50",
+                "p99",
+                "times as fast, same texts",
+                "texts a second in bulk",
+                "times as fast",
+                "timed",
+            ],
             [_speed_cells(rows, case, name) for name in config["systems"]],
         )
         yield from _goals(rows, case)
     yield from _kernel(rows)
     yield from _where_time_goes(rows)
-    yield from _processes(rows)
+    yield from _processes(rows, config.get("process_rounds"))
+
+
+def _threads_of(config: Json) -> str:
+    """Return what keeps to the number of threads that a table is headed with."""
+    of = config.get("threads_of")
+    if of is None:
+        return "Threads are those of the models: `tokenizers` cut lists of texts on all cores."
+    return f"Threads are those of {', '.join(of[:-1])} and {of[-1]}."
 
 
 def _speed_cells(rows: Sequence[Row], case: str, name: str) -> list[str]:
-    def cell(metric: str, show: Callable[[float | None], str]) -> str:
-        value = value_of(rows, name, f"{case}.{metric}")
-        ratio = value_of(rows, name, f"{case}.{metric}", "ratio")
-        return show(value) + (f" ({times(ratio)})" if ratio is not None else "")
+    def value(metric: str, key: str = "value") -> float | None:
+        return value_of(rows, name, f"{case}.{metric}", key)
 
+    single, bulk = value("single_texts"), value("bulk_texts")
     return [
         name,
-        cell("latency_p50_us", latency),
-        cell("latency_p99_us", latency),
-        cell("texts_per_second", count),
+        latency(value("latency_p50_us")),
+        # Of nobody knows how many texts it is not told.
+        NOTHING if single is None else latency(value("latency_p99_us")),
+        times(value("latency_p50_us", "ratio")),
+        count(value("texts_per_second")),
+        times(value("texts_per_second", "ratio")),
+        NOTHING if single is None or bulk is None else f"{single:,.0f} / {bulk:,.0f}",
     ]
 
 
@@ -172,7 +208,7 @@ def _goals(rows: Sequence[Row], case: str) -> Iterator[str]:
             if cells[1] != NOTHING:
                 lines.append(cells)
     if lines and case.startswith("short"):
-        header = ["native int8", "batch 1", "goal", "", "bulk", "goal", ""]
+        header = ["times as fast, native int8", "same texts", "goal", "", "bulk", "goal", ""]
         yield from table(header, lines)
 
 
@@ -216,74 +252,90 @@ def _kernel(rows: Sequence[Row]) -> Iterator[str]:
 
 def _where_time_goes(rows: Sequence[Row]) -> Iterator[str]:
     """Yield what a text's time is made of, in bulk and alone, as far as it was measured."""
-    bulk, single = [], []
-    for name in systems_of(rows, "operations_per_text"):
-        spent = _spent(rows, name)
-        if spent is not None:
-            bulk.append([name, *(f"{1e6 * seconds:.1f}" for seconds in spent)])
-        alone = _alone(rows, name)
-        if alone is not None:
-            single.append(alone)
-    if not bulk:
-        return
-    yield "### Where the time goes"
-    yield ""
-    yield (
-        "Native int8, short texts, one thread, µs a text on average. *Multiply-adds* is what the "
-        "recurrence would take at the core's measured peak; *rest of the kernel* is what it takes "
-        "beyond that: gates and pooling (five exponentials a unit and token), rows of the folded "
-        "embedding, blocks that texts do not fill; *outside* is Python and probabilities."
-    )
-    yield ""
-    header = ["in bulk", "whole", "tokenizing", "multiply-adds", "rest of the kernel", "outside"]
-    yield from table(header, bulk)
-    yield (
-        "A single text has no other text to share weights with: each token reads all of them, a "
-        "direction after the other, from the core's second-level cache where those of a direction "
-        "do not fit into the first. *Reading* is "
-        "what that takes at the speed at which the core was measured to read so many bytes over "
-        "and over, for a text of average length; the median text is shorter."
-    )
-    yield ""
-    header = ["batch 1", "median text", "weights, a direction", "read at", "reading, average text"]
-    yield from table(header, single)
-    yield TRIED
+    names = systems_of(rows, "bulk_us.whole")
+    if names:
+        yield "### Where the time goes"
+        yield ""
+        yield (
+            "Native int8, short texts, one thread, µs a text on average. Whole answers, "
+            "tokenizing, the kernel and the least that it could take were measured in turns, in "
+            "the same rounds; differences are taken within a round, and each cell is a median over "
+            "rounds, so that a line need not add up. *Multiply-adds* is what the recurrence would "
+            "take at the core's measured peak; *rest of the kernel* is what the kernel takes "
+            "beyond that: gates and pooling (five exponentials a unit and token), rows of the "
+            "folded embedding, blocks that texts do not fill. *Outside* is the whole answer less "
+            "tokenizing and kernel, [lowest, highest] of the rounds: Python and probabilities, "
+            "less what the parts cost as calls of their own. Where it spans 0 it is less than the "
+            "noise."
+        )
+        yield ""
+        header = ["whole", "tokenizing", "multiply-adds", "rest of the kernel", "outside"]
+        lines = [_part_cells(rows, name, "bulk_us", "multiply_adds") for name in names]
+        yield from table(["in bulk", *header], lines)
+        yield (
+            "A single text has no other text to share weights with: each token reads all of them, "
+            "a direction after the other, from the core's second-level cache where those of a "
+            "direction do not fit into the first. *Reading* is what that takes at the speed at "
+            "which the core was measured to read so many bytes over and over. Means over the same "
+            "texts, one by one."
+        )
+        yield ""
+        header[2] = "reading"
+        lines = [
+            [*_part_cells(rows, name, "single_us", "reading"), _whole_size(rows, name)]
+            for name in names
+        ]
+        yield from table(["batch 1", *header, "weights, a direction"], lines)
+    elif systems_of(rows, "operations_per_second"):
+        yield "### Where the time goes"
+        yield ""
+        yield (
+            "Not told: in the run behind this page whole answers and their parts were measured "
+            "minutes apart, and the difference would be how the machine changed meanwhile. "
+            "`benchmarks/inference.py` now measures them in the same rounds."
+        )
+        yield ""
+    if systems_of(rows, "operations_per_second"):
+        yield TRIED
 
 
-def _spent(rows: Sequence[Row], name: str) -> list[float] | None:
-    """Return the seconds of a text in bulk: whole, tokenizing, multiply-adds, rest, outside."""
-    student, precision = name.partition(", ")[0], name.rpartition(" ")[2]
-    rate = value_of(rows, name, "short.threads1.texts_per_second")
-    tokenizing = value_of(rows, "native", f"{student}.tokenizing_us")
-    work = value_of(rows, name, "operations_per_text")
-    reached = value_of(rows, name, "operations_per_second")
-    peak = value_of(rows, f"peak {precision}", "operations_per_second")
-    if not (rate and tokenizing and work and reached and peak):
-        return None
-    whole, tokens, ideal, kernel = 1 / rate, tokenizing / 1e6, work / peak, work / reached
-    return [whole, tokens, ideal, kernel - ideal, max(whole - tokens - kernel, 0.0)]
-
-
-def _alone(rows: Sequence[Row], name: str) -> list[str] | None:
-    """Return the cells of a text on its own."""
-    median = value_of(rows, name, "short.threads1.latency_p50_us")
-    held = value_of(rows, name, "recurrent_bytes")
-    speed = value_of(rows, name, "read_bytes_per_second")
-    tokens = value_of(rows, name, "tokens_per_text")
-    if not (median and held and speed and tokens):
-        return None
-    reading = 1e6 * 2 * tokens * held / speed
-    shown = [latency(median), size(int(held)), f"{speed / 1e9:.0f} GB/s", latency(reading)]
+def _part_cells(rows: Sequence[Row], name: str, manner: str, least: str) -> list[str]:
+    """Return the cells of whole answers, their parts, and the range of what is outside."""
+    cells = [
+        _signed(value_of(rows, name, f"{manner}.{part}"))
+        for part in ("whole", "tokenizing", least, "rest", "outside", "outside_low", "outside_high")
+    ]
+    *shown, low, high = cells
+    shown[-1] += f" [{low}, {high}]"
     return [name, *shown]
 
 
-def _processes(rows: Sequence[Row]) -> Iterator[str]:
+def _signed(value: float | None) -> str:
+    """Return a value with one decimal, below 0 too."""
+    return NOTHING if value is None else f"{value:.1f}".replace("-", "−")
+
+
+def _whole_size(rows: Sequence[Row], name: str) -> str:
+    held = value_of(rows, name, "recurrent_bytes")
+    return size(None if held is None else int(held))
+
+
+def _processes(rows: Sequence[Row], rounds: int | None) -> Iterator[str]:
+    """Yield the section on processes, which took turns in so many rounds (None: in none)."""
     names = systems_of(rows, "ready_seconds")
     if not names:
         return
     yield "### Memory and time to load"
     yield ""
-    yield "A process of its own for each; ready: with the import of all that it needs."
+    turns = (
+        "those of a system ran one after the other, not in turns with those of others"
+        if rounds is None
+        else f"{rounds} round{'s' * (rounds != 1)}, after one that is not counted"
+    )
+    yield (
+        f"A process of its own for each system and round ({turns}); ready: with the import of all "
+        "that it needs."
+    )
     yield ""
     lines = []
     for name in names:
@@ -311,9 +363,9 @@ def training(found: Json) -> Iterator[str]:
     yield (
         f"Examples a second over {config['rows']:,} texts of {config['set']} "
         f"({significant(config['sizes'][sizes[0]]['tokens_mean'])} tokens on average), batches of "
-        f"{config['batch_size']}; {'; '.join(words)}. Each row down to bf16 has one part more "
-        "than the row above it; deferred: the embedding's gradient is sparse, and AdamW moves a "
-        "row when a batch reads it, by all the steps that it has missed "
+        f"{config['batch_size']}, {threads(found)}; {'; '.join(words)}. Each row down to bf16 has "
+        "one part more than the row above it; deferred: the embedding's gradient is sparse, and "
+        "AdamW moves a row when a batch reads it, by all the steps that it has missed "
         "(`bert_kd/student/optimizer.py`). Goal of the "
         f"package's loop at H = 256: {TRAINING_GOAL:g}×."
     )
@@ -336,9 +388,10 @@ def training_accuracy(found: Json) -> Iterator[str]:
     yield "### Accuracy of both loops"
     yield ""
     yield (
-        f"Gold labels of {config['set']}, {config['epochs']} epochs, {config['seeds']} seeds; "
-        "accuracy over the rows of validation, test and a part of train that was held out; both "
-        "loops choose the epoch that they keep on validation, by the same rule; means over seeds."
+        f"Gold labels of {config['set']}, {config['epochs']} epochs, {config['seeds']} seeds, "
+        f"{threads(found)}; accuracy over the rows of validation, test and a part of train that "
+        "was held out; both loops choose the epoch that they keep on validation, by the same rule; "
+        "means over seeds."
     )
     yield ""
     for hidden in metrics_of(rows, "accuracy"):
@@ -372,8 +425,9 @@ def caching(found: Json) -> Iterator[str]:
     goals = ", ".join(f"{name} {goal:g}×" for name, goal in CACHING_GOALS.items())
     yield (
         f"{config['texts']:,} texts of {config['set']} ({significant(config['tokens_mean'])} "
-        f"wordpieces on average), model: {config['model']}, on {config['device']}. Tokens are real "
-        "ones. The last column is the share of a large matrix product's rate in that precision. "
+        f"wordpieces on average), model: {config['model']}, on {config['device']}, "
+        f"{threads(found)}. Tokens are real ones. The last column is the share of a large matrix "
+        "product's rate in that precision. "
         f"Goals: {goals}."
     )
     yield ""
@@ -440,9 +494,9 @@ def caching_freezing(found: Json) -> Iterator[str]:
     yield ""
     yield (
         f"A training step of {config['batch_size']} texts of {config['set']}, model: "
-        f"{config['model']}, on {config['device']}. The states below the trained layers "
-        "(`teacher.cache_prefix`) are computed once, which costs as much as the given number of "
-        "epochs without them, and take the given room."
+        f"{config['model']}, on {config['device']}, {threads(found)}. The states below the "
+        "trained layers (`teacher.cache_prefix`) are computed once, which costs as much as the "
+        "given number of epochs without them, and take the given room."
     )
     yield ""
     lines = []

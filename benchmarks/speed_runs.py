@@ -15,12 +15,12 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,15 +30,24 @@ from bert_kd.errors import UserError
 from bert_kd.evaluate.findings import machine_facts
 from bert_kd.evaluate.format import significant
 from bert_kd.progress import progress, say
+from bert_kd.runtime.engine import usable_cores
 from bert_kd.store import commit, read_json, versions, write_json
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 HELPDESK = REPOSITORY / "data" / "helpdesk"
 DATA = "BERT_KD_DATA"
+TASKS = Path("/proc/self/task")
+"""A folder for each thread of this process, on Linux."""
+ROUNDS = 5
+FEW_ROUNDS = 3
+"""Fewer have no median to speak of."""
+FOLDERS = ("--data", "--work")
+"""Options whose value is told as FOLDER."""
 
 Row = dict[str, Any]
 """One measured value: system, metric, value, ratio, ratio_to."""
 Clock = Callable[[], float]
+Value = TypeVar("Value")
 
 
 # --- texts -------------------------------------------------------------------------------------
@@ -116,26 +125,28 @@ def read_split(folder: Path, split: str) -> Labelled:
 
 
 def interleaved(
-    turns: Mapping[str, Callable[[], float]],
+    turns: Mapping[str, Callable[[], Value]],
     rounds: int,
     *,
     minutes: float | None = None,
     what: str = "rounds",
     clock: Clock = time.monotonic,
-) -> dict[str, list[float]]:
+) -> dict[str, list[Value]]:
     """Return what each of `turns` returned (a rate, a duration) in each round, by name.
 
     A turn each is taken first and not counted. With `minutes`, no round is begun that would end
-    after that time; one round is always made.
+    that long after the warm-up, or later; one round is always made. Where few are, that is said.
     """
-    found: dict[str, list[float]] = {name: [] for name in turns}
+    found: dict[str, list[Value]] = {name: [] for name in turns}
     names = list(turns)
-    end = None if minutes is None else clock() + 60 * minutes
+    if not names:
+        return found
     with progress(what, len(names) * (rounds + 1), "turns") as advance:
         for name in names:
             turns[name]()
             advance(1, f"warm-up of {name}")
         longest = 0.0
+        end = None if minutes is None else clock() + 60 * minutes
         for turn in range(rounds):
             started = clock()
             if end is not None and turn and started + longest > end:
@@ -145,7 +156,16 @@ def interleaved(
                 found[name].append(turns[name]())
                 advance(1, f"round {turn + 1} of {rounds}")
             longest = max(longest, clock() - started)
+    made = rounds_made(found)
+    if made < FEW_ROUNDS:
+        cut = "" if made == rounds else f" of the {rounds} asked for: give more --minutes"
+        say(f"WARNING: {what}: the values are of {made} round{'s' * (made != 1)} alone{cut}")
     return found
+
+
+def rounds_made(found: Mapping[str, Sequence[object]]) -> int:
+    """Return how many rounds every system has a value of."""
+    return min(map(len, found.values()), default=0)
 
 
 def rate_rows(
@@ -195,26 +215,58 @@ def lines(rows: Sequence[Row]) -> Iterator[str]:
 # --- the command -------------------------------------------------------------------------------
 
 
-def options_parser(description: str | None) -> argparse.ArgumentParser:
-    """Return a parser with the options that all speed benchmarks have."""
+def options_parser(
+    description: str | None, without: Collection[str] = ()
+) -> argparse.ArgumentParser:
+    """Return a parser with the options that the speed benchmarks have, except those in `without`,
+    which one of them has no use for.
+    """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, help=f"folder of the data folders; else ${DATA}")
-    parser.add_argument("--set", help=f"data set to measure on; {HELPDESK.name}: the bundled one")
-    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds")
-    parser.add_argument("--minutes", type=float, help="begin no round that would end later")
-    parser.add_argument("--json", type=Path, help="write what was measured to this file")
+    options: Mapping[str, Mapping[str, Any]] = {
+        "--data": {"type": Path, "help": f"folder of the data folders; else ${DATA}"},
+        "--set": {"help": f"data set to measure on; {HELPDESK.name}: the bundled one"},
+        "--rounds": {"type": int, "default": ROUNDS, "help": "interleaved rounds"},
+        "--minutes": {"type": float, "help": "after the warm-up; begin no round that ends later"},
+        "--json": {"type": Path, "help": "write what was measured to this file"},
+    }
+    for name, settings in options.items():
+        if name not in without:
+            parser.add_argument(name, **settings)
     return parser
 
 
+def parse_rounds(
+    parser: argparse.ArgumentParser,
+    arguments: Sequence[str] | None,
+    without_rounds: Collection[str],
+) -> argparse.Namespace:
+    """Return the options of the command line. With one of `without_rounds` (`memory`, say) no
+    rounds are made: `--rounds` and `--minutes` are refused, and `rounds` is None.
+    """
+    parser.set_defaults(rounds=None)
+    options = parser.parse_args(arguments)
+    mode = next((mode for mode in without_rounds if getattr(options, mode)), None)
+    if mode is None:
+        options.rounds = ROUNDS if options.rounds is None else options.rounds
+        return options
+    for name in ("rounds", "minutes"):
+        if getattr(options, name) is not None:
+            parser.error(f"--{mode} makes no rounds: leave out --{name}")
+    return options
+
+
 def facts(options: argparse.Namespace, threads: int, **others: Any) -> dict[str, Any]:
-    """Return the machine and what made a benchmark's rows, as its JSON has them."""
+    """Return the machine and what made a benchmark's rows, as its JSON has them. To be called
+    before the work, which would count as the machine's load.
+    """
+    rounds = {} if options.rounds is None else {"rounds": options.rounds}
     return {
         "machine": asdict(machine_facts(threads)) | {"busy": os.getloadavg()[0]},
         "config": {
             "command": command(sys.argv),
-            "rounds": options.rounds,
+            **rounds,
             **others,
             "versions": versions(),
             "commit": commit(),
@@ -223,23 +275,37 @@ def facts(options: argparse.Namespace, threads: int, **others: Any) -> dict[str,
     }
 
 
+def result(made: Mapping[str, Any], rows: Sequence[Row], rounds: int | None) -> dict[str, Any]:
+    """Return a benchmark's JSON: its `facts`, with the rounds that were really made (None: there
+    are none), and its rows.
+    """
+    config = made["config"] | ({} if rounds is None else {"rounds": rounds})
+    return {**made, "config": config, "rows": [*rows]}
+
+
 def command(arguments: Sequence[str]) -> str:
     """Return a command for others to repeat: without the paths of this machine, and without where
     the result went.
     """
     program, *rest = arguments
-    words, left_out = ["python", f"benchmarks/{Path(program).name}"], False
+    words = ["python", f"benchmarks/{Path(program).name}"]
+    option = ""  # whose value the next word is
     for word in rest:
-        if left_out:
-            left_out = False
-        elif word == "--json":
-            left_out = True
-        elif not word.startswith("--json="):
-            words.append(Path(word).name if "/" in word else word)
-    for place, word in enumerate(words[:-1]):
-        if word in ("--data", "--work"):
-            words[place + 1] = "FOLDER"
+        name, joined, value = word.partition("=") if word.startswith("--") else (option, "", word)
+        if name != "--json":
+            value = "FOLDER" if name in FOLDERS and value else _without_machine(value)
+            is_option = word.startswith("--")
+            words.append(f"{name}{joined}{value}" if is_option else value)
+        option = word if word.startswith("--") and not joined else ""
     return shlex.join(words)
+
+
+def _without_machine(word: str) -> str:
+    """Return a path of this machine as its name alone, anything else as it is: a path within the
+    checkout is one that others have, too.
+    """
+    path = Path(word)
+    return path.name if path.is_absolute() or word.startswith("~") or ".." in path.parts else word
 
 
 def run_alone(script: str, *arguments: str, given: str = "") -> Any:
@@ -286,3 +352,49 @@ def torch_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def tokenizing_threads(count: int) -> Iterator[None]:
+    """Have `tokenizers` encode lists of texts in at most `count` threads, for the time being, here
+    and in processes that are started meanwhile; by itself it takes all cores, whatever torch or
+    ONNX Runtime was given.
+
+    For 1 it stays out of its pool: it reads TOKENIZERS_PARALLELISM at each call. For more it works
+    in the pool of the process, which gets its size when it is first used and keeps it: enter this
+    with the largest number before anything is tokenized. A pool of fewer threads will do. Raises
+    UserError where it has more.
+    """
+    name = "TOKENIZERS_PARALLELISM"
+    before = os.environ.get(name)
+    os.environ[name] = "true" if count > 1 else "false"
+    try:
+        if count > 1 and (held := _tokenizing_pool(count)) > count:
+            raise UserError(
+                f"tokenizers already has a pool of {held} threads, which can't be made {count}: "
+                f"start with RAYON_NUM_THREADS={count} in the environment"
+            )
+        yield
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before
+
+
+def _tokenizing_pool(count: int) -> int:
+    """Return how many threads the pool of `tokenizers` has; where it has not begun, it begins with
+    `count`. RAYON_NUM_THREADS says so from then on, since nothing else tells.
+    """
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+
+    name = "RAYON_NUM_THREADS"
+    usual = int(os.environ.get(name) or 0) or usable_cores()
+    os.environ[name] = str(count)
+    if not TASKS.is_dir():  # the system does not tell how many threads there are
+        return count
+    before = len(list(TASKS.iterdir()))
+    Tokenizer(WordLevel({"": 0}, "")).encode_batch(["", ""])
+    held = (len(list(TASKS.iterdir())) - before) or usual  # none where it had begun
+    os.environ[name] = str(held)
+    return held

@@ -9,14 +9,16 @@ against teacher logits drawn at random, over the same rows, in interleaved round
 shuffles and pads each batch to its longest text; then one part after the other is switched on. The
 usual way of `nn.LSTM`, packed sequences, is timed too. `--accuracy` trains on gold labels by the
 ordinary loop and by the package's and compares their accuracy, rows and seeds paired; rows of train
-are held out for it, as a thousand of validation and test alone tell no point of difference.
+are held out for it, as a thousand of validation and test alone tell no point of difference. There
+the ordinary loop is in fp32, and the package's in the precision that it takes by itself.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,9 +34,12 @@ from speed_runs import (
     facts,
     interleaved,
     options_parser,
+    parse_rounds,
     rate_rows,
     read_split,
     report,
+    result,
+    rounds_made,
     torch_threads,
     user_errors,
 )
@@ -43,6 +48,7 @@ from training_loops import Loop, Parts, package_epoch, train_ordinarily, trainin
 
 from bert_kd.config import StudentConfig
 from bert_kd.data.batches import Ints, encode
+from bert_kd.hardware import precision_of
 from bert_kd.progress import say
 from bert_kd.student.model import BiLSTM, Shape
 from bert_kd.student.train import Examples, predict, train
@@ -110,8 +116,10 @@ def prepare(
 # --- speed -------------------------------------------------------------------------------------
 
 
-def measure_speed(lesson: Lesson, rounds: int, minutes: float | None) -> list[Row]:
-    """Return the examples per second of all loops, compared with the ordinary one."""
+def measure_speed(lesson: Lesson, rounds: int, minutes: float | None) -> tuple[list[Row], int]:
+    """Return the examples per second of all loops, compared with the ordinary one; and the rounds
+    made.
+    """
     config, shape, examples = lesson.config, lesson.shape, lesson.examples
     loops = {name: Loop(config, shape, examples, parts, 1) for name, parts in LADDER.items()}
     epochs = dict.fromkeys(loops, 0)
@@ -129,51 +137,70 @@ def measure_speed(lesson: Lesson, rounds: int, minutes: float | None) -> list[Ro
         )
     what = f"training, H = {shape.hidden}"
     found = interleaved(turns, rounds, minutes=minutes, what=what)
-    return rate_rows(found, f"h{shape.hidden}.examples_per_second")
+    return rate_rows(found, f"h{shape.hidden}.examples_per_second"), rounds_made(found)
 
 
 # --- accuracy ----------------------------------------------------------------------------------
 
 
+Trainer = Callable[[Lesson, Examples, int, int], BiLSTM]
+"""A whole training: lesson, validation, epochs and seed to the model that is kept."""
+
+
+def train_by_ordinary(lesson: Lesson, validation: Examples, epochs: int, seed: int) -> BiLSTM:
+    """Return a student that the ordinary loop trained."""
+    loop = Loop(lesson.config, lesson.shape, lesson.examples, Parts(), seed)
+    train_ordinarily(loop, validation, epochs)
+    return loop.model
+
+
+def train_by_package(lesson: Lesson, validation: Examples, epochs: int, seed: int) -> BiLSTM:
+    """Return a student that the package's loop trained."""
+    training = lesson.config.training.model_copy(update={"epochs": epochs})
+    torch.manual_seed(seed)
+    model = BiLSTM(lesson.shape)
+    with tempfile.TemporaryDirectory() as aside:
+        train(
+            lesson.config.model_copy(update={"training": training}),
+            model,
+            lesson.examples,
+            validation,
+            Path(aside),
+            seed=seed,
+            name=f"seed {seed}",
+            fingerprint="",
+        )
+    return model
+
+
+TRAINERS: Mapping[str, Trainer] = {ORDINARY: train_by_ordinary, PACKAGE: train_by_package}
+
+
 def measure_accuracy(
     lesson: Lesson, folder: Path, held_out: Labelled, seeds: int, epochs: int
 ) -> list[Row]:
-    """Return accuracy and seconds of both loops, means over seeds, and the mean difference in
-    accuracy with its interval, of a paired bootstrap over rows and seeds.
+    """Return of both loops the seconds of a whole training, medians over seeds, and accuracy, means
+    over seeds; and the difference in accuracy with its interval, of a paired bootstrap over rows
+    and seeds.
 
-    The rows are those of validation and test and the held out ones of train together: on the first
-    both loops choose the epoch that they keep, by the same rule.
+    Seconds are from the random start to the weights that are kept: validation after each epoch is
+    part of them, and so are the package's checkpoints and history. The loops take turns in going
+    first. The rows are those of validation and test and the held out ones of train together: on the
+    first both loops choose the epoch that they keep, by the same rule.
     """
     judged = [read_split(folder, split) for split in ("validation", "test")] + [held_out]
     parts = [_examples(lesson.tokenizer, split) for split in judged]
-    validation = parts[0]
-    answers: dict[str, list[Ints]] = {ORDINARY: [], PACKAGE: []}
-    seconds: dict[str, list[float]] = {ORDINARY: [], PACKAGE: []}
+    answers: dict[str, list[Ints]] = {name: [] for name in TRAINERS}
+    seconds: dict[str, list[float]] = {name: [] for name in TRAINERS}
     gold = np.concatenate([part.labels for part in parts])
-
-    def judge(name: str, model: BiLSTM) -> str:
-        found = np.concatenate([predict(model, rows).argmax(1) for rows in parts])
-        answers[name].append(found)
-        return f"{(found == gold).mean():.4f}"
-
     for seed in range(1, seeds + 1):
-        loop = Loop(lesson.config, lesson.shape, lesson.examples, Parts(), seed)
-        seconds[ORDINARY].append(train_ordinarily(loop, validation, epochs))
-        torch.manual_seed(seed)
-        model = BiLSTM(lesson.shape)
-        with tempfile.TemporaryDirectory() as aside:
-            found = train(
-                lesson.config,
-                model,
-                lesson.examples,
-                validation,
-                Path(aside),
-                seed=seed,
-                name=f"seed {seed}",
-                fingerprint="",
-            )
-        seconds[PACKAGE].append(found["seconds"])
-        say(f"seed {seed}: {judge(ORDINARY, loop.model)} and {judge(PACKAGE, model)}")
+        for name in TRAINERS if seed % 2 else reversed(TRAINERS):
+            started = time.perf_counter()
+            model = TRAINERS[name](lesson, parts[0], epochs, seed)
+            seconds[name].append(time.perf_counter() - started)
+            found = np.concatenate([predict(model, rows).argmax(1) for rows in parts])
+            answers[name].append(found)
+            say(f"seed {seed}, {name}: {(found == gold).mean():.4f}")
     size = f"h{lesson.shape.hidden}"
     rows = rate_rows(seconds, f"{size}.seconds")
     drawn = draw_together(
@@ -212,7 +239,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--held-out", type=int, default=1000, help="rows of train that --accuracy judges by"
     )
-    return parser.parse_args(arguments)
+    return parse_rounds(parser, arguments, without_rounds=("accuracy",))
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -227,43 +254,58 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     chosen = chosen[: options.rows or (len(split) if options.accuracy else ROWS)]
     device = training_device()
     say(f"all loops train on {device}")
-    rows: list[Row] = []
-    sizes = {}
-    for hidden in options.hidden:
-        config = student_config(hidden)
-        changes: dict[str, object] = {"batch_size": options.batch_size}
-        if options.accuracy:
-            changes["epochs"] = options.epochs
-            gold = config.loss.model_copy(update={"hard_weight": 1.0, "soft_weight": 0.0})
-            config = config.model_copy(update={"loss": gold})
-        training = config.training.model_copy(update=changes)
-        config = config.model_copy(update={"training": training})
-        lesson = prepare(config, split, chosen.tolist(), locate_model(options.model), 17)
-        lengths = lesson.examples.lengths
-        sizes[f"h{hidden}"] = {
-            "vocabulary": lesson.shape.vocabulary,
-            "embedding": lesson.shape.embedding,
-            "tokens_mean": float(lengths.mean()),
-            "tokens_longest": int(lengths.max()),
-        }
-        rows += (
-            measure_accuracy(lesson, folder, split.take(held), options.seeds, options.epochs)
-            if options.accuracy
-            else measure_speed(lesson, options.rounds, options.minutes)
-        )
-    made = facts(
-        options,
-        options.threads,
-        benchmark="training-accuracy" if options.accuracy else "training",
-        set=name,
-        rows=len(chosen),
-        batch_size=options.batch_size,
-        device=str(device),
-        sizes=sizes,
-        seeds=options.seeds if options.accuracy else None,
-        epochs=options.epochs if options.accuracy else None,
-    )
-    return made | {"rows": rows}
+    lessons = [
+        prepare(config, split, chosen.tolist(), locate_model(options.model), 17)
+        for config in (_config(options, hidden) for hidden in options.hidden)
+    ]
+    told: dict[str, Any] = {
+        "benchmark": "training",
+        "set": name,
+        "rows": len(chosen),
+        "batch_size": options.batch_size,
+        "device": str(device),
+        "sizes": {f"h{lesson.shape.hidden}": _size(lesson) for lesson in lessons},
+    }
+    if not options.accuracy:
+        made = facts(options, options.threads, **told)
+        found = [measure_speed(lesson, options.rounds, options.minutes) for lesson in lessons]
+        rows = [row for part, _ in found for row in part]
+        return result(made, rows, min(rounds for _, rounds in found))
+    asked: Any = lessons[0].config.training.precision
+    told |= {
+        "benchmark": "training-accuracy",
+        "seeds": options.seeds,
+        "epochs": options.epochs,
+        "precision": {ORDINARY: "fp32", PACKAGE: precision_of(asked)},
+    }
+    made = facts(options, options.threads, **told)
+    rows = []
+    for lesson in lessons:
+        held_out = split.take(held)
+        rows += measure_accuracy(lesson, folder, held_out, options.seeds, options.epochs)
+    return result(made, rows, rounds=None)
+
+
+def _config(options: argparse.Namespace, hidden: int) -> StudentConfig:
+    """Return the student of this size as all loops train it, on gold labels for `--accuracy`."""
+    config = student_config(hidden)
+    training = config.training.model_copy(update={"batch_size": options.batch_size})
+    config = config.model_copy(update={"training": training})
+    if not options.accuracy:
+        return config
+    gold = config.loss.model_copy(update={"hard_weight": 1.0, "soft_weight": 0.0})
+    return config.model_copy(update={"loss": gold})
+
+
+def _size(lesson: Lesson) -> dict[str, float]:
+    """Return what the JSON tells of a lesson."""
+    lengths = lesson.examples.lengths
+    return {
+        "vocabulary": lesson.shape.vocabulary,
+        "embedding": lesson.shape.embedding,
+        "tokens_mean": float(lengths.mean()),
+        "tokens_longest": int(lengths.max()),
+    }
 
 
 def main() -> None:

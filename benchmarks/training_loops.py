@@ -207,20 +207,19 @@ def package_epoch(config: StudentConfig, shape: Shape, examples: Examples, seed:
     return float(found["seconds"])
 
 
-def train_ordinarily(loop: Loop, validation: Examples, epochs: int) -> float:
-    """Train by the ordinary loop for `epochs`, with the package's learning rates, leave in the
-    model the weights of the epoch that the package would keep, and return the seconds it took.
+def train_ordinarily(loop: Loop, validation: Examples, epochs: int) -> None:
+    """Train by the ordinary loop for `epochs`, with the package's learning rates, and leave in the
+    model the weights of the epoch that the package would keep.
     """
     settings = loop.config.training
     steps = math.ceil(len(loop.examples) / settings.batch_over(len(loop.examples)))
     rate = learning_rates(settings, epochs * steps)
     rates = map(rate, range(epochs * steps))
-    best, kept, seconds = 0.0, deepcopy(loop.model.state_dict()), 0.0
+    best, kept = 0.0, deepcopy(loop.model.state_dict())
     for number in range(epochs):
-        seconds += loop.epoch(number, rates)
+        loop.epoch(number, rates)
         accuracy = evaluate(loop.model, validation)["accuracy"]
         best = max(best, accuracy)
         if is_as_good(accuracy, best, "accuracy", len(validation)):
             kept = deepcopy(loop.model.state_dict())
     loop.model.load_state_dict(kept)
-    return seconds

@@ -33,7 +33,7 @@ WARM_UP_CALLS = 3
 LEAST_SINGLE = 16
 """Texts one by one that every system answers a round, however slow it is."""
 RUN = 8
-LEAST_RUNS = 16
+LEAST_RUNS = 8
 """In bulk a slow system answers some runs of texts of like length instead of all texts. A few texts
 of any length would be padded to the longest: of 16 SST-2 sentences, a system with batches of 1,024
 tokens computes 1.7 tokens for each real one, of 2,048 sentences 1.02, of these runs 1.05.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import threading
 
@@ -75,6 +76,45 @@ def test_the_load_asks_everything_and_keeps_every_answer(answering):
     assert 0 < told.p50_ms <= told.p99_ms and told.seconds >= 0.3
 
 
+@pytest.fixture
+def ten_seconds():
+    """Ends a test that hangs."""
+
+    def hung(*_):
+        raise TimeoutError("it hangs")
+
+    before = signal.signal(signal.SIGALRM, hung)
+    signal.alarm(10)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def test_a_request_that_is_sent_in_pieces_is_answered(answering, ten_seconds, monkeypatch):
+    """Also where the last piece is a small one."""
+    port, asked = answering
+    connect = socket.create_connection
+
+    def narrow(*given, **named):
+        made = connect(*given, **named)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
+        return made
+
+    pieces = []
+    send_rest = serving_load._send_rest
+
+    def watched(client, poll):
+        pieces.append(len(client.unsent))
+        send_rest(client, poll)
+
+    monkeypatch.setattr(serving_load.socket, "create_connection", narrow)
+    monkeypatch.setattr(serving_load, "_send_rest", watched)
+    body = json.dumps({"inputs": "x" * 3_000_000})
+    told = serving_load.run(Load(port, 1, 0.1, [body]))
+    assert told.answered >= 1 and told.answers[0][1] == body
+    assert len(asked) < len(pieces) and 0 < pieces[-1] < len(body)
+
+
 def test_percentiles():
     values = [float(value) for value in range(100)]
     assert serving_load.percentile(values, 0.5) == 50.0
@@ -122,6 +162,20 @@ def test_a_server_that_does_not_start_is_told():
             pass
 
 
+def test_options_that_a_benchmark_has_no_use_for_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        serving.parse(["--minutes", "3"])
+    assert "unrecognized arguments: --minutes" in capsys.readouterr().err
+
+
+def test_a_command_that_ends_before_it_is_killed_is_told(bundle, tmp_path, monkeypatch):
+    done = bulk.Told({"rows": 10, "resumed": 0, "seconds": 1.0}, [1])
+    monkeypatch.setattr(bulk, "predict", lambda *given: done)
+    options = bulk.parse(["--bundle", str(bundle), "--long-rows", "10"])
+    with pytest.raises(UserError, match=r"--long-rows, or a smaller --kill-at"):
+        list(bulk.measure_long(options, tmp_path, TEXTS))
+
+
 @pytest.mark.slow
 def test_a_file_beside_its_texts_in_memory(bundle, tmp_path):
     command = ["--bundle", str(bundle), "--threads", "1", "--rows", "2000", "--rounds", "1"]
@@ -130,6 +184,7 @@ def test_a_file_beside_its_texts_in_memory(bundle, tmp_path):
     serving_docs.write_docs(tmp_path, tmp_path / "serving.md")
     page = (tmp_path / "serving.md").read_text()
     assert "| rows missing, out of place or wrong | 0 |" in page
+    assert found["config"]["rounds"] == 1
     resumed = next(row for row in found["rows"] if row["metric"] == "long.resumed_rows")
     assert 0 < resumed["value"] < 60_000
 

@@ -16,6 +16,7 @@ import training
 import training_loops
 from training_loops import Loop, PackedBiLSTM, Parts, training_device
 
+from bert_kd.hardware import precision_of
 from bert_kd.store import write_json
 from bert_kd.student.model import BiLSTM, Shape
 
@@ -100,6 +101,91 @@ def test_clipping_counts_sparse_rows_once(tiny_bert):
     assert torch.stack(norms).norm() == pytest.approx(loop.config.training.clip, rel=1e-4)
 
 
+def test_whole_trainings_are_timed_and_take_turns_in_going_first(tiny_bert, monkeypatch):
+    """What a trainer does besides its epochs is part of its seconds."""
+    prepared = lesson(tiny_bert)
+    now, trained = [0.0], []
+    monkeypatch.setattr(training.time, "perf_counter", lambda: now[0])
+
+    def trainer(name: str, seconds: tuple[float, ...]) -> training.Trainer:
+        def train(given, validation, epochs, seed):
+            trained.append((seed, name))
+            assert given is prepared and epochs == 3
+            now[0] += seconds[seed - 1]
+            return BiLSTM(given.shape)
+
+        return train
+
+    trainers = {
+        training.ORDINARY: trainer(training.ORDINARY, (4.0, 6.0, 80.0)),
+        training.PACKAGE: trainer(training.PACKAGE, (1.0, 3.0, 2.0)),
+    }
+    monkeypatch.setattr(training, "TRAINERS", trainers)
+    held_out = speed_runs.read_split(speed_runs.HELPDESK, "validation")
+    rows = training.measure_accuracy(prepared, speed_runs.HELPDESK, held_out, 3, 3)
+    first, second = trainers
+    assert trained == [(1, first), (1, second), (2, second), (2, first), (3, first), (3, second)]
+    assert speed_runs.value_of(rows, first, "h8.seconds") == 6.0  # a median
+    assert speed_runs.value_of(rows, second, "h8.seconds") == 2.0
+    assert speed_runs.value_of(rows, second, "h8.seconds", "ratio") == 0.25
+
+
+@pytest.mark.parametrize("name", [training.ORDINARY, training.PACKAGE])
+def test_both_trainers_keep_a_model_that_learnt(tiny_bert, name):
+    prepared = lesson(tiny_bert)
+    torch.manual_seed(1)
+    start = BiLSTM(prepared.shape).state_dict()
+    model = training.TRAINERS[name](prepared, prepared.examples, 2, 1)
+    moved = [key for key, value in model.state_dict().items() if not torch.equal(value, start[key])]
+    assert len(moved) > 1
+
+
+def test_accuracy_and_memory_make_no_rounds(capsys):
+    for module, mode in ((training, ["--accuracy"]), (caching, ["--memory", "10"])):
+        assert module.parse(mode).rounds is None and module.parse([]).rounds == speed_runs.ROUNDS
+        for given in (["--rounds", "5"], ["--minutes", "3"]):
+            with pytest.raises(SystemExit):
+                module.parse([*mode, *given])
+            assert f"leave out {given[0]}" in capsys.readouterr().err
+
+
+def test_the_machine_is_looked_at_before_the_work(tiny_bert, monkeypatch):
+    """Else the work would count as the machine's load; and the rounds are those that were made."""
+    order = []
+    for module in (training, caching):
+        look = module.facts
+        monkeypatch.setattr(
+            module,
+            "facts",
+            lambda *given, look=look, **named: order.append("facts") or look(*given, **named),
+        )
+
+    def work(*given):
+        order.append("work")
+        return [], 2
+
+    for module, name in (
+        (training, "measure_speed"),
+        (caching, "measure_logits"),
+        (caching, "measure_freezing"),
+    ):
+        monkeypatch.setattr(module, name, work)
+    monkeypatch.setattr(training, "measure_accuracy", lambda *given: work()[0])
+    monkeypatch.setattr(caching_memory, "measure", lambda *given: work()[0])
+    few = ["--set", "helpdesk", "--model", str(tiny_bert)]
+    small = [*few, "--hidden", "8", "--rows", "16"]
+    made = [
+        training.measure(training.parse(small)),
+        caching.measure(caching.parse([*few, "--texts", "4"])),
+        caching.measure(caching.parse([*few, "--texts", "4", "--freezing"])),
+        training.measure(training.parse([*small, "--accuracy"])),
+        caching.measure(caching.parse(["--memory", "10"])),
+    ]
+    assert order == ["facts", "work"] * 5
+    assert [found["config"].get("rounds") for found in made] == [2, 2, 2, None, None]
+    assert all("rounds" not in found["config"] for found in made[3:])
+
+
 def run(module, options: list[str], results: Path, name: str) -> dict:
     found = module.measure(module.parse(options))
     write_json(results / f"{name}.json", found)
@@ -116,12 +202,18 @@ def test_training_runs_to_the_document(tiny_bert, tmp_path):
     assert f"{training.PACKAGE}, fp32" in systems
     assert found["config"]["device"] == str(training_device())
     assert all(row["value"] > 0 for row in found["rows"])
+    assert found["config"]["rounds"] == 1 and "precision" not in found["config"]
     more = [*few, "--rows", "32", "--accuracy", "--seeds", "2", "--epochs", "1"]
     more += ["--held-out", "16"]
     found = run(training, more, tmp_path, "training-accuracy")
     accuracy = speed_runs.value_of(found["rows"], training.PACKAGE, "h8.accuracy")
     assert accuracy is not None and 0 <= accuracy <= 1
     judged = speed_runs.value_of(found["rows"], training.PACKAGE, "h8.judged_rows")
+    asked = training.student_config(8).training.precision
+    assert found["config"]["precision"] == {
+        training.ORDINARY: "fp32",
+        training.PACKAGE: precision_of(asked),
+    }
     splits = [speed_runs.read_split(speed_runs.HELPDESK, name) for name in ("validation", "test")]
     assert judged == 16 + sum(len(split) for split in splits)
     speed_docs.write_docs(tmp_path, tmp_path / "docs" / "speed.md")
