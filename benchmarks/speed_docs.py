@@ -257,7 +257,7 @@ def _where_time_goes(rows: Sequence[Row]) -> Iterator[str]:
         yield "### Where the time goes"
         yield ""
         yield (
-            "Native int8, short texts, one thread, µs a text on average. Whole answers, "
+            "Native int8, short texts, one thread, µs a text. Whole answers, "
             "tokenizing, the kernel and the least that it could take were measured in turns, in "
             "the same rounds; differences are taken within a round, and each cell is a median over "
             "rounds, so that a line need not add up. *Multiply-adds* is what the recurrence would "
@@ -276,8 +276,8 @@ def _where_time_goes(rows: Sequence[Row]) -> Iterator[str]:
             "A single text has no other text to share weights with: each token reads all of them, "
             "a direction after the other, from the core's second-level cache where those of a "
             "direction do not fit into the first. *Reading* is what that takes at the speed at "
-            "which the core was measured to read so many bytes over and over. Means over the same "
-            "texts, one by one."
+            "which the core was measured to read so many bytes over and over. Of the same texts "
+            "one by one; here each cell is the median text's, a difference that of a text."
         )
         yield ""
         header[2] = "reading"

@@ -185,9 +185,14 @@ def test_parts_of_an_answer_are_differences_within_rounds(students, monkeypatch)
 
     def interleaved(turns, rounds, **more):
         asked.append(set(turns))
-        assert all(turn() > 0 for turn in turns.values())
         assert os.environ["TOKENIZERS_PARALLELISM"] == "false"
-        return {name: list(takes[name.partition(".")[2]] * pace) for name in turns}
+        found = {}
+        for name, turn in turns.items():
+            taken = turn()
+            assert (taken > 0).all() and len(taken) == (1 if "bulk" in name else len(TEXTS))
+            found[name] = [np.full(len(taken), takes[name.partition(".")[2]]) * now for now in pace]
+            found[name][0][len(TEXTS) - 1 :] = 1e6  # the last text was interrupted
+        return found
 
     monkeypatch.setattr(inference_parts, "interleaved", interleaved)
     rows = inference_parts.measure_parts(students, TEXTS, 3)
@@ -200,9 +205,10 @@ def test_parts_of_an_answer_are_differences_within_rounds(students, monkeypatch)
 
     assert value("bulk_us.whole") == 10 and value("single_us.kernel") == 8
     assert value("bulk_us.rest") == 2 and value("single_us.rest") == 3
-    assert value("bulk_us.outside") == -1  # as it is: the parts cost more than the whole
-    assert value("bulk_us.outside_low") == -2
-    assert value("bulk_us.outside_high") == pytest.approx(-0.1)
+    for manner in ("bulk_us", "single_us"):
+        assert value(f"{manner}.outside") == -1  # as it is: the parts cost more than the whole
+        assert value(f"{manner}.outside_low") == -2
+        assert value(f"{manner}.outside_high") == pytest.approx(-0.1)
     assert value("recurrent_bytes") == 4 * 8**2
 
 
