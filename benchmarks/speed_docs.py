@@ -391,7 +391,7 @@ def training_accuracy(found: Json) -> Iterator[str]:
         f"Gold labels of {config['set']}, {config['epochs']} epochs, {config['seeds']} seeds, "
         f"{threads(found)}; accuracy over the rows of validation, test and a part of train that "
         "was held out; both loops choose the epoch that they keep on validation, by the same rule; "
-        "means over seeds."
+        "over seeds, accuracies are means and seconds medians."
     )
     yield ""
     for hidden in metrics_of(rows, "accuracy"):

@@ -29,6 +29,7 @@ from bert_kd.data.text_files import open_text, tsv_records
 from bert_kd.errors import UserError
 from bert_kd.evaluate.findings import machine_facts
 from bert_kd.evaluate.format import significant
+from bert_kd.evaluate.speed import TOKENIZING
 from bert_kd.progress import progress, say
 from bert_kd.runtime.engine import usable_cores
 from bert_kd.store import commit, read_json, versions, write_json
@@ -134,8 +135,8 @@ def interleaved(
 ) -> dict[str, list[Value]]:
     """Return what each of `turns` returned (a rate, a duration) in each round, by name.
 
-    A turn each is taken first and not counted. With `minutes`, no round is begun that would end
-    that long after the warm-up, or later; one round is always made. Where few are, that is said.
+    A turn each is taken first and not counted: the warm-up. With `minutes`, no round is begun that
+    would end later than that after it; one round is always made. Few rounds are warned of.
     """
     found: dict[str, list[Value]] = {name: [] for name in turns}
     names = list(turns)
@@ -228,7 +229,7 @@ def options_parser(
         "--data": {"type": Path, "help": f"folder of the data folders; else ${DATA}"},
         "--set": {"help": f"data set to measure on; {HELPDESK.name}: the bundled one"},
         "--rounds": {"type": int, "default": ROUNDS, "help": "interleaved rounds"},
-        "--minutes": {"type": float, "help": "after the warm-up; begin no round that ends later"},
+        "--minutes": {"type": float, "help": "begin no round that would end later"},
         "--json": {"type": Path, "help": "write what was measured to this file"},
     }
     for name, settings in options.items():
@@ -365,9 +366,8 @@ def tokenizing_threads(count: int) -> Iterator[None]:
     with the largest number before anything is tokenized. A pool of fewer threads will do. Raises
     UserError where it has more.
     """
-    name = "TOKENIZERS_PARALLELISM"
-    before = os.environ.get(name)
-    os.environ[name] = "true" if count > 1 else "false"
+    before = os.environ.get(TOKENIZING)
+    os.environ[TOKENIZING] = "true" if count > 1 else "false"
     try:
         if count > 1 and (held := _tokenizing_pool(count)) > count:
             raise UserError(
@@ -376,9 +376,9 @@ def tokenizing_threads(count: int) -> Iterator[None]:
             )
         yield
     finally:
-        del os.environ[name]
+        del os.environ[TOKENIZING]
         if before is not None:
-            os.environ[name] = before
+            os.environ[TOKENIZING] = before
 
 
 def _tokenizing_pool(count: int) -> int:

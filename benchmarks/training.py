@@ -48,6 +48,7 @@ from training_loops import Loop, Parts, package_epoch, train_ordinarily, trainin
 
 from bert_kd.config import StudentConfig
 from bert_kd.data.batches import Ints, encode
+from bert_kd.errors import UserError
 from bert_kd.hardware import precision_of
 from bert_kd.progress import say
 from bert_kd.student.model import BiLSTM, Shape
@@ -56,6 +57,7 @@ from bert_kd.student.vocabulary import build_tokenizer
 from bert_kd.teacher.base import locate_model
 
 ROWS = 4096
+HELD_OUT = 1000
 SAMPLES = 10_000
 """Draws of the bootstrap."""
 PACKAGE = "the package's loop"
@@ -190,11 +192,12 @@ def measure_accuracy(
     """
     judged = [read_split(folder, split) for split in ("validation", "test")] + [held_out]
     parts = [_examples(lesson.tokenizer, split) for split in judged]
-    answers: dict[str, list[Ints]] = {name: [] for name in TRAINERS}
-    seconds: dict[str, list[float]] = {name: [] for name in TRAINERS}
+    names = list(TRAINERS)
+    answers: dict[str, list[Ints]] = {name: [] for name in names}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
     gold = np.concatenate([part.labels for part in parts])
     for seed in range(1, seeds + 1):
-        for name in TRAINERS if seed % 2 else reversed(TRAINERS):
+        for name in names if seed % 2 else names[::-1]:
             started = time.perf_counter()
             model = TRAINERS[name](lesson, parts[0], epochs, seed)
             seconds[name].append(time.perf_counter() - started)
@@ -237,9 +240,25 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3, help="with --accuracy")
     parser.add_argument("--epochs", type=int, default=8, help="with --accuracy")
     parser.add_argument(
-        "--held-out", type=int, default=1000, help="rows of train that --accuracy judges by"
+        "--held-out",
+        type=int,
+        help="rows of train that --accuracy judges by; else 1000, of a small set a quarter",
     )
     return parse_rounds(parser, arguments, without_rounds=("accuracy",))
+
+
+def chosen_rows(options: argparse.Namespace, rows: int) -> tuple[Ints, Ints]:
+    """Return the rows of train that are held out for `--accuracy`, and those to train on.
+
+    Raises UserError where nothing would be left to train on.
+    """
+    drawn = np.random.default_rng(17).permutation(rows)
+    if not options.accuracy:
+        return drawn[:0], drawn[: options.rows or ROWS]
+    held_out = min(HELD_OUT, rows // 4) if options.held_out is None else options.held_out
+    if held_out >= rows:
+        raise UserError(f"train has {rows:,} rows: give a --held-out below that")
+    return drawn[:held_out], drawn[held_out:][: options.rows or rows]
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -247,11 +266,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     usual = "trec" if options.accuracy else "sst2"
     name, folder = data_set(options.data, options.set, usual)
     split = read_split(folder, "train")
-    held, chosen = np.split(
-        np.random.default_rng(17).permutation(len(split)),
-        [options.held_out if options.accuracy else 0],
-    )
-    chosen = chosen[: options.rows or (len(split) if options.accuracy else ROWS)]
+    held, chosen = chosen_rows(options, len(split))
     device = training_device()
     say(f"all loops train on {device}")
     lessons = [

@@ -274,6 +274,25 @@ def test_what_is_outside_is_shown_as_it_is():
     assert "3 rounds, after one that is not counted" in page and "minutes apart" not in page
 
 
+def test_the_page_tells_threads_of_training_and_caching():
+    machine = {"threads": 2}
+    assert speed_docs.threads({"machine": {"threads": 1}}) == "1 thread"
+    sizes = {"h8": {"vocabulary": 10, "embedding": 4, "tokens_mean": 5.0}}
+    config = {"set": "sst2", "rows": 64, "batch_size": 32, "sizes": sizes, "epochs": 1, "seeds": 2}
+    config |= {"texts": 64, "tokens_mean": 5.0, "model": "tiny", "device": "cpu"}
+    rows = [row("a", "h8.examples_per_second", 1.0, 1.0), row("a", "deviation_of_logits", 1.0)]
+    found = {"rows": rows, "config": config, "machine": machine}
+    accuracy = found | {"rows": []}
+    for section, given in (
+        (speed_docs.training, found),
+        (speed_docs.training_accuracy, accuracy),
+        (speed_docs.caching, found),
+        (speed_docs.caching_freezing, found),
+    ):
+        assert ", 2 threads" in "\n".join(section(given))
+    assert "seconds medians." in "\n".join(speed_docs.training_accuracy(accuracy))
+
+
 def test_the_page_can_be_written_from_the_published_file():
     found = read_json(speed_runs.REPOSITORY / "benchmarks" / "results" / "inference.json")
     page = page_of(found)

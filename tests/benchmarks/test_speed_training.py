@@ -16,6 +16,7 @@ import training
 import training_loops
 from training_loops import Loop, PackedBiLSTM, Parts, training_device
 
+from bert_kd.errors import UserError
 from bert_kd.hardware import precision_of
 from bert_kd.store import write_json
 from bert_kd.student.model import BiLSTM, Shape
@@ -140,6 +141,20 @@ def test_both_trainers_keep_a_model_that_learnt(tiny_bert, name):
     assert len(moved) > 1
 
 
+def test_a_part_of_train_is_held_out():
+    def sizes(rows: int, *given: str) -> tuple[int, int]:
+        held, chosen = training.chosen_rows(training.parse(given), rows)
+        assert not {*held.tolist()} & {*chosen.tolist()}
+        return len(held), len(chosen)
+
+    assert sizes(10_000) == (0, training.ROWS) and sizes(10_000, "--rows", "7") == (0, 7)
+    assert sizes(10_000, "--accuracy") == (1000, 9000)
+    assert sizes(800, "--accuracy") == (200, 600)  # the bundled set
+    assert sizes(800, "--accuracy", "--held-out", "700", "--rows", "64") == (700, 64)
+    with pytest.raises(UserError, match="give a --held-out below that"):
+        sizes(800, "--accuracy", "--held-out", "800")
+
+
 def test_accuracy_and_memory_make_no_rounds(capsys):
     for module, mode in ((training, ["--accuracy"]), (caching, ["--memory", "10"])):
         assert module.parse(mode).rounds is None and module.parse([]).rounds == speed_runs.ROUNDS
@@ -151,6 +166,7 @@ def test_accuracy_and_memory_make_no_rounds(capsys):
 
 def test_the_machine_is_looked_at_before_the_work(tiny_bert, monkeypatch):
     """Else the work would count as the machine's load; and the rounds are those that were made."""
+    monkeypatch.setattr(caching, "LENGTH", 48)
     order = []
     for module in (training, caching):
         look = module.facts
