@@ -238,8 +238,8 @@ _ALL = (
             "What limits the student: its teachers know train and its views by heart, so that "
             "their answers are the gold labels again. Answers of teachers that had not seen a row "
             "(four parts of train, each answered by a teacher of the other three) gave a better "
-            "likelihood on validation and no better accuracy, which points to the student, that reads "
-            "the two sentences apart, as the limit.",
+            "likelihood on validation and no better accuracy, which points to the student, that "
+            "reads the two sentences apart, as the limit.",
         ),
         curve=curves((2, 4, 8, 16)),
         teachers=teachers((5e-5, 2e-4), (3, 10)),
