@@ -385,22 +385,30 @@ def training(found: Json) -> Iterator[str]:
 def training_accuracy(found: Json) -> Iterator[str]:
     """Yield the lines of the section on accuracy."""
     rows, config = found["rows"], found["config"]
+    precisions = config.get("precision")  # a run of before had not timed the loops alike
     yield "### Accuracy of both loops"
     yield ""
     yield (
         f"Gold labels of {config['set']}, {config['epochs']} epochs, {config['seeds']} seeds, "
         f"{threads(found)}; accuracy over the rows of validation, test and a part of train that "
         "was held out; both loops choose the epoch that they keep on validation, by the same rule; "
-        "over seeds, accuracies are means and seconds medians."
+        + (
+            "over seeds, accuracies are means and seconds, of the whole training, medians; "
+            + ", ".join(f"{name} in {precision}" for name, precision in precisions.items())
+            + "."
+            if precisions
+            else "accuracies are means over seeds."
+        )
     )
     yield ""
     for hidden in metrics_of(rows, "accuracy"):
         lines = []
         for name in systems_of(rows, f"{hidden}.accuracy"):
             accuracy = value_of(rows, name, f"{hidden}.accuracy")
-            seconds = value_of(rows, name, f"{hidden}.seconds")
-            lines.append([name, percent(accuracy), significant(seconds)])
-        yield from table([f"H = {hidden[1:]}", "accuracy, %", "seconds"], lines)
+            seconds = significant(value_of(rows, name, f"{hidden}.seconds"))
+            lines.append([name, percent(accuracy), *([seconds] if precisions else [])])
+        heads = [f"H = {hidden[1:]}", "accuracy, %", *(["seconds"] if precisions else [])]
+        yield from table(heads, lines)
         package = lines[-1][0]
         value, low, high = (
             points(value_of(rows, package, f"{hidden}.accuracy_difference_{part}"))
