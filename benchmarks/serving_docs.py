@@ -12,8 +12,8 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from speed_docs import Json, provenance, systems_of, table
-from speed_runs import REPOSITORY, Row, user_errors, value_of
+from speed_docs import Json, provenance, table
+from speed_runs import REPOSITORY, Row, systems_of, user_errors, value_of
 
 from bert_kd.errors import UserError
 from bert_kd.evaluate.format import NOTHING, count, latency, percent, significant, size, times

@@ -8,16 +8,15 @@ No number is typed by hand but the goals: what stands there is what the files in
 
 from __future__ import annotations
 
-import io
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from speed_runs import REPOSITORY, Row, user_errors, value_of
+from speed_figures import draw
+from speed_runs import REPOSITORY, Row, metrics_of, systems_of, user_errors, value_of
 
-from bert_kd.errors import MissingExtra, UserError
+from bert_kd.errors import UserError
 from bert_kd.evaluate.format import (
     NOTHING,
     count,
@@ -29,10 +28,6 @@ from bert_kd.evaluate.format import (
     times,
 )
 from bert_kd.store import make_folder, read_json, write_text
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 Json = Mapping[str, Any]
 
@@ -53,24 +48,6 @@ FILES = (
     "caching-freezing",
 )
 """The benchmarks, in the order of the page; a file of results begins with one of these names."""
-COLOURS = {
-    "bert-torch": "#1f6f5c",
-    "bert-onnx": "#5aa58f",
-    "student-torch": "#8a5a44",
-    "student-onnx": "#d9895b",
-    "native": "#c2410c",
-    "fasttext": "#57606a",
-    "linear": "#8b949e",
-}
-KINDS = {
-    "bert-torch": "BERT, torch",
-    "bert-onnx": "BERT, ONNX Runtime",
-    "student-torch": "student, torch",
-    "student-onnx": "student, ONNX Runtime",
-    "native": "student, native",
-    "fasttext": "fastText",
-    "linear": "linear",
-}
 GOALS: Mapping[str, Mapping[str, tuple[float, float]]] = {
     "BERT-base, torch": {"H = 256": (600, 1000), "H = 128": (1000, 4000)},
     "BERT-base, ONNX Runtime int8": {"H = 256": (100, 300), "H = 128": (190, 1000)},
@@ -95,18 +72,6 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
         return []
     rule = ["---", *["---:"] * (len(header) - 1)]
     return [*(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows)), ""]
-
-
-def systems_of(rows: Sequence[Row], metric: str) -> list[str]:
-    """Return the systems that have this metric, in order."""
-    return list(dict.fromkeys(row["system"] for row in rows if row["metric"] == metric))
-
-
-def metrics_of(rows: Sequence[Row], ending: str) -> list[str]:
-    """Return the beginnings of the metrics with this ending, in order."""
-    end = f".{ending}"
-    found = (row["metric"] for row in rows if row["metric"].endswith(end))
-    return list(dict.fromkeys(metric.removesuffix(end) for metric in found))
 
 
 def threads(found: Json) -> str:
@@ -523,86 +488,6 @@ def caching_freezing(found: Json) -> Iterator[str]:
     yield from table(["trained", "a step", "time", "cost, epochs", "room"], lines)
 
 
-# --- figures -----------------------------------------------------------------------------------
-
-
-@contextmanager
-def _figure(width: float, height: float) -> Iterator[Figure]:
-    """Yield a figure of this size in inches. Raises MissingExtra without matplotlib."""
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure as NewFigure
-    except ImportError:
-        raise MissingExtra("matplotlib", "report") from None
-    with matplotlib.rc_context({"svg.hashsalt": "bert_kd", "svg.fonttype": "none"}):
-        yield NewFigure(figsize=(width, height), layout="constrained")
-
-
-def _svg(figure: Figure) -> str:
-    """Return the figure as SVG, the same bytes for the same figure."""
-    file = io.StringIO()
-    figure.savefig(file, format="svg", metadata={"Date": None}, facecolor="white")
-    return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
-
-
-def _style(axes: Axes) -> None:
-    """Give axes light rules and no frame."""
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#e3e6ea", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.tick_params(labelsize=8)
-
-
-def draw_inference(found: Json) -> str:
-    """Return time for one text and throughput of all systems, for the first case, as SVG."""
-    rows, systems = found["rows"], found["config"]["systems"]
-    case = metrics_of(rows, "texts_per_second")[0]
-    panels = (
-        ("latency_p50_us", "time for one text, median, µs (logarithmic)"),
-        ("texts_per_second", "texts a second in bulk (logarithmic)"),
-    )
-    names = sorted(systems, key=lambda name: value_of(rows, name, f"{case}.{panels[1][0]}") or 0.0)
-    with _figure(8.5, 1.0 + 0.19 * len(names)) as figure:
-        left, right = figure.subplots(1, 2, sharey=True)
-        for axes, (metric, label) in zip((left, right), panels, strict=True):
-            _style(axes)
-            for kind in KINDS:
-                mine = [place for place, name in enumerate(names) if systems[name]["kind"] == kind]
-                values = [value_of(rows, names[place], f"{case}.{metric}") for place in mine]
-                if mine:
-                    axes.plot(
-                        values, mine, "o", markersize=5, color=COLOURS[kind], label=KINDS[kind]
-                    )
-            axes.set_xscale("log")
-            axes.set_xlabel(label, fontsize=9)
-        left.set_yticks(range(len(names)), names)
-        figure.legend(
-            *right.get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=8
-        )
-        return _svg(figure)
-
-
-def draw_bars(found: Json, metric: str, label: str) -> str:
-    """Return the ratios of a metric as horizontal bars, as SVG."""
-    rows = found["rows"]
-    names = systems_of(rows, metric)
-    with _figure(7, 0.6 + 0.3 * len(names)) as figure:
-        axes = figure.subplots()
-        _style(axes)
-        values = [value_of(rows, name, metric, "ratio") or 0.0 for name in names]
-        places = [-place for place in range(len(names))]
-        axes.barh(places, values, height=0.6, color=COLOURS["native"])
-        for place, value in zip(places, values, strict=True):
-            axes.annotate(
-                times(value), (value, place), (4, -3), textcoords="offset points", fontsize=8
-            )
-        axes.set_yticks(places, names)
-        axes.grid(visible=False, axis="y")
-        axes.margins(x=0.12)
-        axes.set_xlabel(label, fontsize=9)
-        return _svg(figure)
-
-
 # --- the document ------------------------------------------------------------------------------
 
 SECTIONS: Mapping[str, Callable[[Json], Iterator[str]]] = {
@@ -613,22 +498,6 @@ SECTIONS: Mapping[str, Callable[[Json], Iterator[str]]] = {
     "caching-memory": caching_memory,
     "caching-freezing": caching_freezing,
 }
-
-
-def draw(found: Json) -> tuple[str, str] | None:
-    """Return the figure of a section as SVG and what it shows, or None where it has none."""
-    kind = found["config"]["benchmark"]
-    if kind == "inference":
-        return draw_inference(found), "Time for one text and texts a second in bulk, by system"
-    if kind == "training":
-        metric = f"{metrics_of(found['rows'], 'examples_per_second')[0]}.examples_per_second"
-        return draw_bars(found, metric, "times the ordinary loop"), "Training by part"
-    if kind == "caching":
-        return draw_bars(found, "rows_per_second", "times the padded loop"), "Caching logits"
-    if kind == "caching-freezing":
-        label = "time of a step, that of training all being 1"
-        return draw_bars(found, "milliseconds_a_step", label), "A step by trained layers"
-    return None
 
 
 def write_docs(results: Path, page: Path) -> None:

@@ -195,6 +195,18 @@ def fact_row(system: str, metric: str, value: float | None) -> Row:
     return {"system": system, "metric": metric, "value": value, "ratio": None, "ratio_to": None}
 
 
+def systems_of(rows: Sequence[Row], metric: str) -> list[str]:
+    """Return the systems that have this metric, in order."""
+    return list(dict.fromkeys(row["system"] for row in rows if row["metric"] == metric))
+
+
+def metrics_of(rows: Sequence[Row], ending: str) -> list[str]:
+    """Return the beginnings of the metrics with this ending, in order."""
+    end = f".{ending}"
+    found = (row["metric"] for row in rows if row["metric"].endswith(end))
+    return list(dict.fromkeys(metric.removesuffix(end) for metric in found))
+
+
 def value_of(rows: Sequence[Row], system: str, metric: str, key: str = "value") -> float | None:
     """Return a value (or its `ratio`) out of a benchmark's rows; None where it was not measured."""
     for row in rows:
