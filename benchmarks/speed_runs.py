@@ -29,7 +29,7 @@ from bert_kd.data.text_files import open_text, tsv_records
 from bert_kd.errors import UserError
 from bert_kd.evaluate.findings import machine_facts
 from bert_kd.evaluate.format import significant
-from bert_kd.evaluate.speed import TOKENIZING
+from bert_kd.evaluate.speed import tokenizing
 from bert_kd.progress import progress, say
 from bert_kd.runtime.engine import usable_cores
 from bert_kd.store import commit, read_json, versions, write_json
@@ -378,19 +378,13 @@ def tokenizing_threads(count: int) -> Iterator[None]:
     with the largest number before anything is tokenized. A pool of fewer threads will do. Raises
     UserError where it has more.
     """
-    before = os.environ.get(TOKENIZING)
-    os.environ[TOKENIZING] = "true" if count > 1 else "false"
-    try:
+    with tokenizing(in_parallel=count > 1):
         if count > 1 and (held := _tokenizing_pool(count)) > count:
             raise UserError(
                 f"tokenizers already has a pool of {held} threads, which can't be made {count}: "
                 f"start with RAYON_NUM_THREADS={count} in the environment"
             )
         yield
-    finally:
-        del os.environ[TOKENIZING]
-        if before is not None:
-            os.environ[TOKENIZING] = before
 
 
 def _tokenizing_pool(count: int) -> int:

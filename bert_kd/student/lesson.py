@@ -226,8 +226,8 @@ def teach(
     lesson: Lesson, folder: Path, *, name: str, seed: int, twin: bool, fingerprint: str
 ) -> dict[str, Any]:
     """Train one student (or twin: gold labels only, no transfer rows) into `folder`; returns its
-    metrics. The checkpoint stays, so that a kill before
-    the folder is stamped costs no second training.
+    metrics. The checkpoint stays, so that a kill before the folder is stamped costs no second
+    training.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Speed with a clock that only the stub systems move."""
+"""Speed with a clock that only the made-up systems move."""
 
 from __future__ import annotations
 
