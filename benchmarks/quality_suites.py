@@ -223,6 +223,16 @@ _ALL = (
         (*LAYERS, *MEAN_POOLING, *ENSEMBLE_OF_3),
     ),
     Suite(
+        "sst2-sentences",
+        "sst2_sentences.toml",
+        "sst2_sentences",
+        notes=(
+            "SST-2's whole sentences, without the phrases that GLUE's train has beside them; the "
+            "pool is 30,000 movie sentences, the views are as many.",
+        ),
+        ablation=ablation(views=4, pool=(MOVIES,)),
+    ),
+    Suite(
         "trec",
         "trec.toml",
         "trec",

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
+from figures import as_svg, new_figure, style
 from speed_runs import metrics_of, systems_of, value_of
 
-from bert_kd.errors import MissingExtra
 from bert_kd.evaluate.format import times
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 Json = Mapping[str, Any]
 COLOURS = {
@@ -53,33 +47,6 @@ def draw(found: Json) -> tuple[str, str] | None:
     return None
 
 
-@contextmanager
-def _figure(width: float, height: float) -> Iterator[Figure]:
-    """Yield a figure of this size in inches. Raises MissingExtra without matplotlib."""
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure as NewFigure
-    except ImportError:
-        raise MissingExtra("matplotlib", "report") from None
-    with matplotlib.rc_context({"svg.hashsalt": "bert_kd", "svg.fonttype": "none"}):
-        yield NewFigure(figsize=(width, height), layout="constrained")
-
-
-def _svg(figure: Figure) -> str:
-    """Return the figure as SVG, the same bytes for the same figure."""
-    file = io.StringIO()
-    figure.savefig(file, format="svg", metadata={"Date": None}, facecolor="white")
-    return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
-
-
-def _style(axes: Axes) -> None:
-    """Give axes light rules and no frame."""
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#e3e6ea", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.tick_params(labelsize=8)
-
-
 def draw_inference(found: Json) -> str:
     """Return time for one text and throughput of all systems, for the first case, as SVG."""
     rows, systems = found["rows"], found["config"]["systems"]
@@ -89,10 +56,10 @@ def draw_inference(found: Json) -> str:
         ("texts_per_second", "texts a second in bulk (logarithmic)"),
     )
     names = sorted(systems, key=lambda name: value_of(rows, name, f"{case}.{panels[1][0]}") or 0.0)
-    with _figure(8.5, 1.0 + 0.19 * len(names)) as figure:
+    with new_figure(8.5, 1.0 + 0.19 * len(names)) as figure:
         left, right = figure.subplots(1, 2, sharey=True)
         for axes, (metric, label) in zip((left, right), panels, strict=True):
-            _style(axes)
+            style(axes)
             for kind in KINDS:
                 mine = [place for place, name in enumerate(names) if systems[name]["kind"] == kind]
                 values = [value_of(rows, names[place], f"{case}.{metric}") for place in mine]
@@ -106,16 +73,16 @@ def draw_inference(found: Json) -> str:
         figure.legend(
             *right.get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=8
         )
-        return _svg(figure)
+        return as_svg(figure)
 
 
 def draw_bars(found: Json, metric: str, label: str) -> str:
     """Return the ratios of a metric as horizontal bars, as SVG."""
     rows = found["rows"]
     names = systems_of(rows, metric)
-    with _figure(7, 0.6 + 0.3 * len(names)) as figure:
+    with new_figure(7, 0.6 + 0.3 * len(names)) as figure:
         axes = figure.subplots()
-        _style(axes)
+        style(axes)
         values = [value_of(rows, name, metric, "ratio") or 0.0 for name in names]
         places = [-place for place in range(len(names))]
         axes.barh(places, values, height=0.6, color=COLOURS["native"])
@@ -127,4 +94,4 @@ def draw_bars(found: Json, metric: str, label: str) -> str:
         axes.grid(visible=False, axis="y")
         axes.margins(x=0.12)
         axes.set_xlabel(label, fontsize=9)
-        return _svg(figure)
+        return as_svg(figure)

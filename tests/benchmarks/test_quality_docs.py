@@ -6,6 +6,7 @@ from xml.etree import ElementTree
 import pytest
 import quality_docs
 from matplotlib.figure import Figure
+from quality_figures import draw
 
 from bert_kd.errors import UserError
 from bert_kd.store import write_json
@@ -132,7 +133,7 @@ def test_teachers_share_one_table_of_all_sets():
     assert cells["test %"] == "90.0 [85.0, 95.0]" and cells["validation %"] == "80.0"
     assert cells["test: difference"] == "+1.0 [+1.0, +1.0]"
     assert cells["trained parameters |"] == "7.00 M |"
-    assert "dashed: as configured" in quality_docs.draw(found)
+    assert "dashed: as configured" in draw(found)
 
 
 def test_columns_that_nobody_fills_are_left_out():
@@ -172,7 +173,7 @@ def test_every_dot_of_a_curve_lies_in_its_panel(monkeypatch: pytest.MonkeyPatch)
             row["value"] -= 0.4
     drawn: list[Figure] = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
-    quality_docs.draw(found)
+    draw(found)
     panels = drawn[0].axes
     assert len(panels) == 2 and len({axes.get_ylim() for axes in panels}) == 1
     low, high = panels[0].get_ylim()

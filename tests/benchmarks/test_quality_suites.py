@@ -136,7 +136,7 @@ def test_the_command_that_is_told_names_no_folder_of_this_machine(tmp_path: Path
 def test_suites_without_a_table_are_not_asked_for_their_data(tmp_path: Path):
     with_ablation = [name for name, suite in SUITES.items() if suite.ablation]
     for name in with_ablation:
-        (tmp_path / name).mkdir()
+        (tmp_path / str(SUITES[name].folder)).mkdir()
     asked = ["--suite", "all", "--ablation", "--data", str(tmp_path)]
     found = quality.requests(quality.parse(asked))
     assert [request.suite.name for request in found] == with_ablation
