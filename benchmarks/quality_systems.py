@@ -25,7 +25,8 @@ from bert_kd.errors import MissingExtra, UserError
 from bert_kd.evaluate.speed import System as Answer
 from bert_kd.evaluate.speed import Texts
 from bert_kd.progress import say
-from bert_kd.provenance import NO_WISHES, Member, members, needs_teacher, teacher_sources
+from bert_kd.provenance import Member, members, needs_teacher, teacher_sources
+from bert_kd.standing import NO_WISHES
 from bert_kd.store import RunFolder, fingerprint, read_json, write_json
 
 if TYPE_CHECKING:

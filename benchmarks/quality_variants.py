@@ -17,8 +17,9 @@ from bert_kd.config_file import load_config
 from bert_kd.data.prepare import load_prepared
 from bert_kd.data.rows import Rows, read_rows, write_rows
 from bert_kd.errors import UserError
-from bert_kd.provenance import NO_WISHES, teacher_sources
+from bert_kd.provenance import teacher_sources
 from bert_kd.stages import run_stages
+from bert_kd.standing import NO_WISHES
 from bert_kd.store import STAMP, RunFolder, fingerprint, make_folder
 
 

@@ -15,12 +15,13 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from bert_kd import cli_logits, cli_serve, provenance, stages
+from bert_kd import cli_logits, cli_serve, stages
 from bert_kd.cli_output import AsJson, print_out, print_result
 from bert_kd.config import Config
 from bert_kd.config_file import load_config
 from bert_kd.errors import ConfigError, UserError, nearest
 from bert_kd.progress import say
+from bert_kd.standing import Wishes
 from bert_kd.store import RunFolder
 
 app = typer.Typer(
@@ -73,7 +74,7 @@ def _escape(text: str) -> str:
     return escape(text)
 
 
-def _wishes(force: Sequence[str], keep: Sequence[str] | None) -> provenance.Wishes:
+def _wishes(force: Sequence[str], keep: Sequence[str] | None) -> Wishes:
     forced = frozenset(_stage(name) for name in force)
     if "cache-logits" in forced:
         raise ConfigError(
@@ -81,7 +82,7 @@ def _wishes(force: Sequence[str], keep: Sequence[str] | None) -> provenance.Wish
             "cache's folder where it has to go"
         )
     kept = frozenset(_stage(name, stages.KEEPABLE) for name in keep or ())
-    return provenance.Wishes(forced, kept)
+    return Wishes(forced, kept)
 
 
 def _stage(name: str, known: Sequence[str] = stages.STAGES) -> str:

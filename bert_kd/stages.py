@@ -19,26 +19,22 @@ from bert_kd.errors import TeacherError
 from bert_kd.lock import alone_in
 from bert_kd.progress import clock, say
 from bert_kd.provenance import (
-    NO_WISHES,
     Member,
-    Wishes,
     bundle_stamp,
     cache_stamp,
     cached_folders,
     fingerprint_student,
-    is_current,
     members,
     needs_teacher,
     report_stamp,
-    require,
     sections_of,
-    stands,
     student_stamp,
     teacher_sources,
     teacher_stamps,
     views_identity,
     with_data,
 )
+from bert_kd.standing import NO_WISHES, Wishes, is_current, require, stands
 from bert_kd.store import RunFolder, Stamp, read_json
 
 if TYPE_CHECKING:

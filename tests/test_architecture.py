@@ -25,6 +25,7 @@ ORDER = [
     {"teacher", "student"},
     {"evaluate", "runtime"},
     {"serve"},
+    {"standing"},
     {"provenance"},
     {"timing"},
     {"assess"},

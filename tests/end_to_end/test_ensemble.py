@@ -15,7 +15,8 @@ from bert_kd.data.rows import read_rows
 from bert_kd.errors import StageError
 from bert_kd.evaluate.report import read_report, results_table
 from bert_kd.logits.cache import LogitCache
-from bert_kd.provenance import NO_WISHES, Wishes, teacher_sources
+from bert_kd.provenance import teacher_sources
+from bert_kd.standing import NO_WISHES, Wishes
 from bert_kd.store import RunFolder, Stamp
 
 

@@ -29,7 +29,8 @@ from bert_kd.data.rows import read_rows
 from bert_kd.errors import CacheError, StageError
 from bert_kd.lock import alone_in
 from bert_kd.logits.cache import LogitCache
-from bert_kd.provenance import Wishes, members
+from bert_kd.provenance import members
+from bert_kd.standing import Wishes
 from bert_kd.store import STAMP, RunFolder, Stamp, read_json
 from bert_kd.student.train import CHECKPOINT
 

@@ -21,7 +21,8 @@ from bert_kd.errors import StageError, TeacherError, UserError
 from bert_kd.evaluate.report import read_report
 from bert_kd.logits.cache import LogitCache
 from bert_kd.logits.linear import identify
-from bert_kd.provenance import NO_WISHES, teacher_sources
+from bert_kd.provenance import teacher_sources
+from bert_kd.standing import NO_WISHES
 from bert_kd.store import RunFolder, read_json
 
 LINEAR = ("teacher.model=linear", "students.base.embedding.start=random", "augment.views=3")

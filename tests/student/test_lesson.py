@@ -21,8 +21,9 @@ from bert_kd.errors import CacheError, StageError, StudentError
 from bert_kd.evaluate.metrics import measure
 from bert_kd.logits.cache import LogitCache, Manifest
 from bert_kd.logits.word_vectors import write_word_vectors
-from bert_kd.provenance import NO_WISHES, Wishes, members
+from bert_kd.provenance import members
 from bert_kd.stages import forget_checkpoint
+from bert_kd.standing import NO_WISHES, Wishes
 from bert_kd.store import RunFolder, read_json
 from bert_kd.student import lesson as lesson_module
 from bert_kd.student.lesson import _follow_linear, _start, prepare_lesson, teach
