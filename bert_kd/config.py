@@ -217,7 +217,8 @@ class TeacherConfig(Section):
     """`auto`: as many as bring 60,000 examples, from 3 (large data) to 20 (small data)."""
     batch_size: Count = 32
     gradient_accumulation: Count = 1
-    learning_rate: Positive = 1e-4
+    learning_rate: Positive | Literal["auto"] = "auto"
+    """`auto`: 2e-4 for layers 384 units wide, of wider ones less in proportion (1e-4 for 768)."""
     weight_decay: NotNegative = 0.01
     warmup: Fraction = 0.06
     """Share of the steps in which the learning rate rises."""

@@ -42,7 +42,14 @@ from bert_kd.teacher.model import (
 )
 from bert_kd.teacher.parts import freeze
 from bert_kd.teacher.prefix import Prefix, cache_states
-from bert_kd.teacher.trainer import Examples, Plan, make_trainer, out_of_patience, train
+from bert_kd.teacher.trainer import (
+    Examples,
+    Plan,
+    learning_rate,
+    make_trainer,
+    out_of_patience,
+    train,
+)
 
 MOST_UNKNOWN = 0.05
 """With a larger share of unknown wordpieces the teacher is told to be of another language."""
@@ -113,6 +120,7 @@ def finetune(
         "base": config.model,
         "fine_tuned": True,
         "trainable": trainable.facts(),
+        "learning_rate": learning_rate(config, teacher.model),
         "metric": config.metric,
         "best": next(entry for entry in history if entry["step"] == best_step),
         "history": history,

@@ -23,6 +23,7 @@ from small_teachers import (
     write_data,
 )
 from torch.nn.functional import cross_entropy
+from transformers import BertConfig, BertForSequenceClassification
 
 from bert_kd.config import TeacherConfig
 from bert_kd.errors import TeacherError
@@ -33,7 +34,13 @@ from bert_kd.teacher.card import fingerprint_teacher
 from bert_kd.teacher.finetune import finetune
 from bert_kd.teacher.model import load_base, open_teacher
 from bert_kd.teacher.objective import r_drop_loss
-from bert_kd.teacher.trainer import Plan, TeacherTrainer, _Buckets, out_of_patience
+from bert_kd.teacher.trainer import (
+    Plan,
+    TeacherTrainer,
+    _Buckets,
+    learning_rate,
+    out_of_patience,
+)
 
 HERE = Path(__file__).parent
 
@@ -179,6 +186,21 @@ def test_evaluations_are_equal_parts_of_an_epoch():
 def test_small_data_is_gone_over_more_often(rows: int, epochs: int):
     plan = Plan.of(TeacherConfig(epochs="auto", batch_size=32), rows)
     assert plan.steps == epochs * -(-rows // 32)
+
+
+def test_wider_encoders_learn_in_smaller_steps(base, run, tmp_path):
+    width = load_base(settings(base), LABELS).model.config.hidden_size
+    data = small_data(run)
+    facts = finetune(settings(base, epochs=1, learning_rate="auto"), run, data)
+    assert facts["learning_rate"] == 2e-4 * 384 / width
+    other = RunFolder(tmp_path / "given")
+    given = settings(base, epochs=1, learning_rate=facts["learning_rate"])
+    assert finetune(given, other, small_data(other))["learning_rate"] == given.learning_rate
+    for name, value in weights(other.teacher).items():
+        assert torch.equal(value, weights(run.teacher)[name]), name
+    for width, rate in ((384, 2e-4), (768, 1e-4)):
+        model = BertForSequenceClassification(BertConfig(hidden_size=width, num_hidden_layers=1))
+        assert learning_rate(TeacherConfig(), model) == rate
 
 
 def test_batches_are_padded_to_their_longest_and_hold_every_row_once(base, run, monkeypatch):
