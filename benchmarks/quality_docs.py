@@ -11,6 +11,7 @@ from pathlib import Path
 
 from quality_figures import draw
 from quality_rows import Json, Row, rows_of
+from quality_suites import SUITES
 
 from bert_kd.errors import UserError
 from bert_kd.evaluate.format import (
@@ -224,6 +225,9 @@ def _section(found: Json, figures: Path) -> list[str]:
     write_text(figure, draw(found))
     lines += [f"![{_caption(found)}]({figures.name}/{figure.name})", ""]
     lines += [*(f"{note}\n" for note in config["notes"])]
+    suite = SUITES.get(config["suite"])
+    if config["table"] == "curve" and suite is not None and suite.limits:
+        lines += [f"{suite.limits}\n"]
     return [*lines, _provenance(found), ""]
 
 

@@ -7,6 +7,7 @@ import pytest
 import quality_docs
 from matplotlib.figure import Figure
 from quality_figures import draw
+from quality_suites import SUITES
 
 from bert_kd.errors import UserError
 from bert_kd.store import write_json
@@ -105,6 +106,19 @@ def test_the_main_table_shows_every_figure_beside_its_interval():
     assert cells["one text"] == "310 µs (31.0×)" and cells["timed in |"] == "native int8 |"
     assert lines[4].startswith("| teacher (3 × offline) |")
     assert len({line.count(" | ") for line in lines[2:8]}) == 1
+
+
+def test_what_limits_a_student_is_told_under_its_curve(tmp_path: Path):
+    limited = next(name for name, suite in SUITES.items() if suite.limits)
+    for kind in ("curve", "ablation"):
+        found = table(kind)
+        found["config"]["suite"] = limited
+        write_json(tmp_path / quality_docs.file_name(limited, kind), found)
+    page = tmp_path / "docs" / "results.md"
+    quality_docs.write_docs(tmp_path, page)
+    told = page.read_text(encoding="utf-8")
+    assert told.count(SUITES[limited].limits) == 1
+    assert told.index(f"{limited}: curve") < told.index(SUITES[limited].limits)
 
 
 def test_teachers_share_one_table_of_all_sets():
