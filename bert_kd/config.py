@@ -207,9 +207,10 @@ class TeacherConfig(Section):
     """Run the frozen lower layers once, without dropout, and keep their states on disk (2 bytes a
     unit and token) while the teacher trains: each step then costs the trained layers alone.
     """
-    pooling: Literal["cls", "mean"] = "cls"
+    pooling: Literal["auto", "cls", "mean"] = "auto"
     """What the head reads: the model's own pooling, in BERT that of the first token; or the mean
-    of the last hidden states over the real tokens, without a pooler (BERT alone).
+    of the last hidden states over the real tokens, without a pooler (BERT alone). `auto`: `mean` of
+    a sentence encoder that says it was trained so (`1_Pooling/config.json`), as the offline one.
     """
     head_units: Annotated[int, Field(ge=0)] = 0
     """Units of a hidden layer before the output layer; 0: none (192 in the seed design)."""
@@ -263,7 +264,7 @@ class TeacherConfig(Section):
                 "cache_prefix needs frozen layers below trained ones: set unfreeze.last_layers to "
                 'a number or "head", with fine_tune = true'
             )
-        if self.pooling != "cls" and not self.fine_tune:
+        if self.pooling == "mean" and not self.fine_tune:
             raise ValueError("with fine_tune = false the pooling is the model's own: leave it out")
         if self.seed + self.ensemble > 2**32:
             raise ValueError(f"the seeds of an ensemble of {self.ensemble} go beyond 2**32 - 1")
@@ -287,7 +288,8 @@ class TeacherConfig(Section):
         """What one teacher depends on. Left out is what changes nothing, so that a teacher of a
         time before such a setting still stands.
         """
-        neutral = {"pooling": "cls", "layer_decay": 1.0, "r_drop": 0.0, "cache_prefix": False}
+        own = "cls" if self.fine_tune else "auto"
+        neutral = {"pooling": own, "layer_decay": 1.0, "r_drop": 0.0, "cache_prefix": False}
         return {
             key: value
             for key, value in self.model_dump(mode="json", exclude={"ensemble"}).items()

@@ -114,7 +114,7 @@ def finetune(
         prepared.pair,
         config.max_length,
         config.head_units,
-        pooling=config.pooling,
+        pooling=teacher.pooling,
     )
     facts = {
         "base": config.model,

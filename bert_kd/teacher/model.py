@@ -12,10 +12,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -36,6 +38,9 @@ from bert_kd.teacher.card import CARD, Card, Pooling, read_card
 from bert_kd.teacher.parts import add_head_units, positions
 from bert_kd.teacher.pooling import MeanPooledBert
 
+POOLING = "1_Pooling"
+"""The folder in which a sentence encoder says what it was trained with."""
+
 
 @dataclass(frozen=True)
 class Teacher:
@@ -48,6 +53,11 @@ class Teacher:
     max_length: int
     column_order: tuple[int, ...] | None = None
     """The model's column for each of `labels`; None: its columns stand in that order."""
+
+    @property
+    def pooling(self) -> Pooling:
+        """What its head reads."""
+        return "mean" if isinstance(self.model, MeanPooledBert) else "cls"
 
 
 def load_base(config: TeacherConfig, labels: Sequence[str]) -> Teacher:
@@ -207,7 +217,7 @@ def open_teacher(folder: Path) -> Teacher:
 
 
 def _load(
-    source: str | Path, revision: str | None, pooling: Pooling, **settings: Any
+    source: str | Path, revision: str | None, pooling: Pooling | Literal["auto"], **settings: Any
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[str]]:
     """Return the model in fp32, its tokenizer, and the names of the weights that its files lack.
 
@@ -219,7 +229,7 @@ def _load(
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
             kind: Any = AutoModelForSequenceClassification
-            if pooling == "mean":
+            if pooling == "mean" or (pooling == "auto" and _was_mean_pooled(source, revision)):
                 kind = _mean_pooled(source, revision)
             model, found = kind.from_pretrained(
                 source,
@@ -245,6 +255,23 @@ def _load(
             "take a model made for classification (BERT, RoBERTa, ELECTRA, …)"
         )
     return model, tokenizer, sorted(found["missing_keys"])
+
+
+def _was_mean_pooled(source: str | Path, revision: str | None) -> bool:
+    """Whether this is a sentence encoder of BERT's kind that says it was trained with mean pooling,
+    as sentence-transformers writes it.
+    """
+    file = f"{POOLING}/config.json"
+    if isinstance(source, Path):
+        path = source / file
+    else:
+        try:
+            path = Path(hf_hub_download(source, file, revision=revision))
+        except EntryNotFoundError:  # not there; or no hub, and not in its local cache
+            return False
+    if not path.exists() or not read_json(path).get("pooling_mode_mean_tokens"):
+        return False
+    return bool(AutoConfig.from_pretrained(source, revision=revision).model_type == "bert")
 
 
 def _mean_pooled(source: str | Path, revision: str | None) -> type[MeanPooledBert]:

