@@ -145,19 +145,26 @@ def ablation(views: int | str, pool: tuple[str, ...] = ()) -> tuple[Variant, ...
     return (*steps, *losses())
 
 
-def curves(epochs: tuple[int, ...]) -> tuple[Variant, ...]:
+def curves(
+    epochs: tuple[int, ...], units: tuple[int, ...] = (32, 64, 128, 256)
+) -> tuple[Variant, ...]:
     """Return the learning curves in rows of train, in epochs and in units a direction."""
     found = [
         Variant(f"{share:.0%} of train", (), "data", x=share, share_of_train=share)
         for share in (0.05, 0.1, 0.25, 0.5, 1.0)
     ]
     found += [
-        Variant(f"{count} epochs", (f"{STUDENT}.training.epochs={count}",), "epochs", x=count)
+        Variant(
+            f"{count} epochs" if count > 1 else "1 epoch",
+            (f"{STUDENT}.training.epochs={count}",),
+            "epochs",
+            x=count,
+        )
         for count in epochs
     ]
     found += [
-        Variant(f"{units} units", (f"{STUDENT}.model.hidden_size={units}",), "size", x=units)
-        for units in (32, 64, 128, 256)
+        Variant(f"{count} units", (f"{STUDENT}.model.hidden_size={count}",), "size", x=count)
+        for count in units
     ]
     return tuple(found)
 
@@ -239,7 +246,7 @@ _ALL = (
         "trec.toml",
         "trec",
         ablation=ablation(views="auto"),
-        curve=curves((1, 2, 4, 8)),
+        curve=curves((1, 2, 4), units=(64, 128, 256)),
         teachers=teachers((1e-4, 4e-4), (3, 12)),
     ),
     Suite(
