@@ -16,8 +16,6 @@ from typing import Any, Literal
 
 import torch
 import transformers
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -28,6 +26,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.hub import cached_file
 
 from bert_kd.config import TeacherConfig
 from bert_kd.errors import TeacherError, nearest
@@ -261,15 +260,11 @@ def _was_mean_pooled(source: str | Path, revision: str | None) -> bool:
     """Whether this is a sentence encoder of BERT's kind that says it was trained with mean pooling,
     as sentence-transformers writes it.
     """
-    file = f"{POOLING}/config.json"
-    if isinstance(source, Path):
-        path = source / file
-    else:
-        try:
-            path = Path(hf_hub_download(source, file, revision=revision))
-        except EntryNotFoundError:  # not there; or no hub, and not in its local cache
-            return False
-    if not path.exists() or not read_json(path).get("pooling_mode_mean_tokens"):
+    try:
+        path = cached_file(source, "config.json", subfolder=POOLING, revision=revision)
+    except OSError:  # not there; or no hub, and not in its local cache
+        return False
+    if path is None or not read_json(Path(path)).get("pooling_mode_mean_tokens"):
         return False
     return bool(AutoConfig.from_pretrained(source, revision=revision).model_type == "bert")
 
