@@ -248,6 +248,11 @@ _ALL = (
         ablation=ablation(views="auto"),
         curve=curves((1, 2, 4), units=(64, 128, 256)),
         teachers=teachers((1e-4, 4e-4), (3, 12)),
+        limits=(
+            "What limits the student: questions to learn from. With its views it has learned what "
+            "it will after two epochs, in 64 units as in 256, while without them accuracy rises "
+            "with each doubling of train, up to all of it. There is no pool of questions here."
+        ),
     ),
     Suite(
         "mrpc",
