@@ -32,6 +32,7 @@ TITLES = {
     "parts": "What each part brings to the row that its difference is to",
     "losses": "Squared error against KL divergence",
     "weight of CE": "Weight of the gold labels",
+    "other terms": "Soft terms beyond the basic ones, and a teacher calibrated first",
     "data": "Rows of train",
     "epochs": "Epochs",
     "size": "Units a direction",

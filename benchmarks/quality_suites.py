@@ -82,11 +82,15 @@ BARE = ("augment.views=0", "data.transfer=[]", "teacher.ensemble=1")
 
 
 def loss(
-    soft: str, hard_weight: float, soft_weight: float, temperature: int | None = None
+    soft: str,
+    hard_weight: float,
+    soft_weight: float,
+    temperature: int | None = None,
+    standardise: bool = False,
 ) -> Overrides:
     """Return the overrides that give the student this loss; the temperature where it has one."""
     overrides = (
-        f"{STUDENT}.loss.standardise=false",
+        f"{STUDENT}.loss.standardise={str(standardise).lower()}",
         f"{STUDENT}.loss.soft={soft}",
         f"{STUDENT}.loss.hard_weight={hard_weight:g}",
         f"{STUDENT}.loss.soft_weight={soft_weight:g}",
@@ -114,9 +118,25 @@ def losses() -> list[Variant]:
     return found
 
 
-def ablation(views: int | str, pool: tuple[str, ...] = ()) -> tuple[Variant, ...]:
-    """Return the ablation of a suite with `views` a row ("auto": as the configuration's default
-    has it), or with these pools (files beside its folder).
+def other_terms(classes: int) -> list[Variant]:
+    """Return the soft terms beyond the basic ones, and a teacher that is calibrated first; of two
+    classes those that say something there (`student/guards.py`).
+    """
+    terms = {"KL": DISTILLATION, "decoupled KD": loss("dkd", 0.1, 1, 2)}
+    if classes > 2:
+        terms["correlation (DIST)"] = loss("dist", 0.1, 1, 2)
+        terms["KL of standardised logits"] = loss("kl", 0.1, 1, 2, standardise=True)
+    terms["KL, calibrated teacher"] = (*DISTILLATION, "logits.calibrate=true")
+    first = next(iter(terms))
+    return [
+        Variant(name, (*BARE, *overrides), "other terms", None if name == first else first)
+        for name, overrides in terms.items()
+    ]
+
+
+def ablation(views: int | str, classes: int, pool: tuple[str, ...] = ()) -> tuple[Variant, ...]:
+    """Return the ablation of a suite of so many `classes` with `views` a row ("auto": as the
+    configuration's default has it), or with these pools (files beside its folder).
 
     Where there is a pool, views stand beside the steps: what they bring in place of it.
     """
@@ -142,7 +162,7 @@ def ablation(views: int | str, pool: tuple[str, ...] = ()) -> tuple[Variant, ...
     if pool:
         instead = (*on["distillation"], *on["embedding start"], *BARE, *on["views"])
         steps.append(Variant("views, no pool", instead, "parts", "+ embedding start"))
-    return (*steps, *losses())
+    return (*steps, *losses(), *other_terms(classes))
 
 
 def curves(
@@ -229,7 +249,7 @@ _ALL = (
             "validation is GLUE's, test is SST's own. " + CHOSEN_ON_VALIDATION,
             NO_CLEAN_FIGURES,
         ),
-        ablation(views=2, pool=(MOVIES,)),
+        ablation(views=2, classes=2, pool=(MOVIES,)),
         curves((1, 2, 4, 8, 16)),
         (*LAYERS, *MEAN_POOLING, *ENSEMBLE_OF_3),
     ),
@@ -242,13 +262,13 @@ _ALL = (
             "pool is 30,000 movie sentences, the views are as many.",
             NO_CLEAN_FIGURES,
         ),
-        ablation=ablation(views=4, pool=(MOVIES,)),
+        ablation=ablation(views=4, classes=2, pool=(MOVIES,)),
     ),
     Suite(
         "trec",
         "trec.toml",
         "trec",
-        ablation=ablation(views="auto"),
+        ablation=ablation(views="auto", classes=6),
         curve=curves((1, 2, 4), units=(64, 128, 256)),
         teachers=teachers((1e-4, 4e-4), (3, 12)),
         limits=(

@@ -12,6 +12,7 @@ from quality_variants import link, plan
 from bert_kd.config import Config
 from bert_kd.config_file import load_config
 from bert_kd.errors import UserError
+from bert_kd.student.guards import check_loss
 
 THERE = [name for name, suite in SUITES.items() if (CONFIGS / suite.config).exists()]
 
@@ -50,6 +51,20 @@ def test_equal_settings_share_a_student_and_equal_lines_a_run():
     for name, place in places.items():
         assert again[others[name].line].config.run == lines[place.line].config.run
         assert others[name].student == place.student
+
+
+@pytest.mark.parametrize(("name", "classes"), [("sst2", 2), ("sst2-sentences", 2), ("trec", 6)])
+def test_every_loss_of_an_ablation_says_something_of_so_many_classes(name: str, classes: int):
+    suite = SUITES[name]
+    path = CONFIGS / suite.config
+    lines, places = plan(load_config(path), path, [], suite.ablation)
+    for line in lines:
+        for student in line.config.students:
+            check_loss(student, classes, line.config.logits, [], line.config.teacher.ensemble)
+    found = {name: lines[place.line].config for name, place in places.items()}
+    assert found["KL, calibrated teacher"].logits.calibrate
+    assert places["KL"] == places["KL, T = 2"]  # trained once
+    assert ("correlation (DIST)" in places) == (classes > 2)
 
 
 def test_views_stand_beside_the_steps_where_there_is_a_pool():
