@@ -31,7 +31,7 @@ from bert_kd.store import RunFolder, fingerprint
 from bert_kd.teacher.base import WEIGHTS, fingerprint_base
 from bert_kd.teacher.card import Card
 from bert_kd.teacher.checkpoints import Checkpoint, last_whole, prepare_folder
-from bert_kd.teacher.encoding import Padding, encode
+from bert_kd.teacher.encoding import Encoded, Padding, encode
 from bert_kd.teacher.model import (
     Teacher,
     load_base,
@@ -53,6 +53,10 @@ from bert_kd.teacher.trainer import (
 
 MOST_UNKNOWN = 0.05
 """With a larger share of unknown wordpieces the teacher is told to be of another language."""
+UNREADABLE = 1 / 3
+"""With a larger share there is little that it could learn: with `epochs = "auto"` it trains just
+long enough to be compared with a linear model (`logits/reference.py`).
+"""
 
 
 def finetune(
@@ -82,7 +86,13 @@ def finetune(
     checkpoints = run.checkpoints_of(folder)
     prepare_folder(checkpoints, _fingerprint(config, prepared))
     checkpoint = last_whole(checkpoints)
-    plan = Plan.of(config, len(examples.gold))
+    readable = _unknown_share(teacher, examples.encoded) <= UNREADABLE
+    plan = Plan.of(config, len(examples.gold), readable=readable)
+    if plan.steps < Plan.of(config, len(examples.gold)).steps:
+        say(
+            f"it trains for {plan.steps:,} steps alone, enough to compare it with a linear model; "
+            "to train it on such texts all the same, set teacher.epochs"
+        )
     if checkpoint is not None:
         say(f"resuming the teacher's training from step {checkpoint.step} of {plan.steps}")
     if checkpoint is None or not _is_over(checkpoint, config, plan):
@@ -182,13 +192,18 @@ def _read(run: RunFolder, prepared: Prepared, split: str, teacher: Teacher) -> E
             f"{split}: {encoded.cut:,} of {len(encoded):,} texts are longer than "
             f"teacher.max_length = {teacher.max_length} wordpieces and are cut"
         )
-    unknown = float((encoded.tokens.ids == teacher.tokenizer.unk_token_id).mean())
+    unknown = _unknown_share(teacher, encoded)
     if unknown > MOST_UNKNOWN:
         say(
             f"{split}: {unknown:.0%} of the wordpieces are unknown to the teacher, so that its "
             "answers will be poor: give a model of the texts' language as teacher.model"
         )
     return Examples(encoded, np.concatenate(gold))
+
+
+def _unknown_share(teacher: Teacher, encoded: Encoded) -> float:
+    """Return which share of the wordpieces the teacher has no entry for."""
+    return float((encoded.tokens.ids == teacher.tokenizer.unk_token_id).mean())
 
 
 def _fingerprint(config: TeacherConfig, prepared: Prepared) -> str:

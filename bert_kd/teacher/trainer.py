@@ -47,6 +47,8 @@ from bert_kd.teacher.prefix import Prefix, States
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 EXAMPLES, EPOCHS = 60_000, (3, 20)
 """What `epochs = "auto"` goes by: examples wanted, and the least and most epochs."""
+TRIED_EXAMPLES = 6_000
+"""The same, of texts that the teacher can't read."""
 RATE, WIDTH = 2e-4, 384
 """What `learning_rate = "auto"` goes by: the rate for layers of this width. With half of it the
 offline BERT had learned too little of 52 classes after 60,000 examples.
@@ -76,11 +78,11 @@ class Plan:
     evaluations_per_epoch: int
 
     @staticmethod
-    def of(config: TeacherConfig, rows: int) -> Plan:
-        """Return the plan for a training set of `rows` rows."""
+    def of(config: TeacherConfig, rows: int, *, readable: bool = True) -> Plan:
+        """Return the plan for a training set of `rows` rows, which the teacher can read or not."""
         batches = math.ceil(rows / config.batch_size)
         per_epoch = math.ceil(batches / config.gradient_accumulation)
-        epochs = _enough(rows) if config.epochs == "auto" else config.epochs
+        epochs = _enough(rows, readable) if config.epochs == "auto" else config.epochs
         return Plan(math.ceil(epochs * per_epoch), per_epoch, config.evaluations_per_epoch)
 
     def evaluates_after(self, step: int) -> bool:
@@ -89,10 +91,13 @@ class Plan:
         return step >= self.steps or step * parts // per_epoch > (step - 1) * parts // per_epoch
 
 
-def _enough(rows: int) -> float:
-    """Return how many epochs over `rows` rows bring `EXAMPLES` examples, within `EPOCHS`."""
+def _enough(rows: int, readable: bool) -> float:
+    """Return how many epochs over `rows` rows bring `EXAMPLES` examples, within `EPOCHS`; of texts
+    that can't be read, how many bring `TRIED_EXAMPLES`, if these are fewer.
+    """
     least, most = EPOCHS
-    return min(max(math.ceil(EXAMPLES / rows), least), most)
+    epochs = min(max(math.ceil(EXAMPLES / rows), least), most)
+    return epochs if readable else min(epochs, TRIED_EXAMPLES / rows)
 
 
 def learning_rate(config: TeacherConfig, model: PreTrainedModel) -> float:
