@@ -203,7 +203,10 @@ LAYERS = _teachers(
     | {f"last {n} layers": (f"teacher.unfreeze.last_layers={n}",) for n in (2, 4, 6)}
     | {"all, and embeddings": ("teacher.unfreeze.last_layers=all",)},
 )
-MEAN_POOLING = _teachers("pooling", {"mean pooling": ("teacher.pooling=mean",)})
+POOLING = _teachers(
+    "pooling",
+    {"mean pooling": ("teacher.pooling=mean",), "first token": ("teacher.pooling=cls",)},
+)
 ENSEMBLE_OF_3 = _teachers("ensemble", {"ensemble of 3": ("teacher.ensemble=3",)})
 
 
@@ -225,7 +228,7 @@ def teachers(learning_rates: tuple[float, float], epochs: tuple[int, int]) -> tu
         *LAYERS,
         *_teachers("optimisation", steps),
         *_teachers("regularisation", regularisation),
-        *MEAN_POOLING,
+        *POOLING,
         *ENSEMBLE_OF_3,
     )
 
@@ -251,7 +254,7 @@ _ALL = (
         ),
         ablation(views=2, classes=2, pool=(MOVIES,)),
         curves((1, 2, 4, 8, 16)),
-        (*LAYERS, *MEAN_POOLING, *ENSEMBLE_OF_3),
+        (*LAYERS, *POOLING, *ENSEMBLE_OF_3),
     ),
     Suite(
         "sst2-sentences",
@@ -289,7 +292,7 @@ _ALL = (
             "reads the two sentences apart, as the limit.",
         ),
         curve=curves((2, 4, 8, 16)),
-        teachers=teachers((5e-5, 2e-4), (3, 10)),
+        teachers=teachers((1e-4, 4e-4), (3, 10)),
     ),
     Suite(
         "helpdesk",

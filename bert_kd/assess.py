@@ -106,6 +106,11 @@ def assess(
         f"The teacher was not followed: {doubt}. Students learned from that linear model instead."
         for doubt in doubts
     )
+    if doubts and run.teacher_facts.exists() and read_json(run.teacher_facts).get("tried"):
+        notes.append(
+            "It can't read over a third of the texts' wordpieces, so it was tried with few "
+            "examples and trained no longer."
+        )
     if models[0].ensemble:
         notes.append(_about_ensemble(models[0], shown))
     if settings.speed_rounds:

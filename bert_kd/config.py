@@ -215,9 +215,9 @@ class TeacherConfig(Section):
     head_units: Annotated[int, Field(ge=0)] = 0
     """Units of a hidden layer before the output layer; 0: none (192 in the seed design)."""
     epochs: Positive | Literal["auto"] = "auto"
-    """`auto`: as many as bring 60,000 examples, from 3 (large data) to 20 (small data). Of texts
-    that it can't read (over a third of the wordpieces unknown), 6,000 examples: enough to tell that
-    a linear model knows more (`logits.must_beat_linear`).
+    """`auto`: as many as bring 60,000 examples, from 3 (large data) to 20 (small data). A teacher
+    that can't read the texts (over a third of the wordpieces unknown) is tried with 6,000, and
+    trained no longer where a linear model is better by then (`logits.must_beat_linear`).
     """
     batch_size: Count = 32
     gradient_accumulation: Count = 1

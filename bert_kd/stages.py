@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bert_kd.config import Config, StudentConfig, TeacherSource
-from bert_kd.errors import TeacherError
+from bert_kd.errors import StageError, TeacherError
 from bert_kd.lock import alone_in
 from bert_kd.progress import clock, say
 from bert_kd.provenance import (
@@ -153,18 +153,48 @@ def train_teacher(config: Config, wishes: Wishes = NO_WISHES) -> dict[str, Any]:
         due = other or list(stamps)
     else:
         due = [folder for folder, stamp in stamps.items() if not stands(folder, stamp, wishes)]
+    compared = _is_compared(config)
+    if not compared:  # those that are not trained in full stand for nobody
+        due += [folder for folder in stamps if folder not in due and _was_tried(folder)]
     if due:
         from bert_kd.teacher.finetune import finetune
+        from bert_kd.teacher.trial import finetune_if_worth_it
 
+        make = finetune_if_worth_it if compared else finetune
         with alone_in(run.root, "training a teacher"):
             for folder, member in zip(stamps, config.teacher.members, strict=True):
-                if folder not in due or (not forced and is_current(folder, stamps[folder])):
+                made = is_current(folder, stamps[folder]) and (compared or not _was_tried(folder))
+                if folder not in due or (not forced and made):
                     continue  # the second: another process has made it meanwhile
-                finetune(member, run, prepared, folder)
+                make(member, run, prepared, folder)
                 # By now it has nothing of one that was there before.
                 teacher_stamps(config, run, prepared)[folder].write(folder)
         _say_if_not_wordpiece(config, run)
     return dict(read_json(run.teacher_facts))
+
+
+def _is_compared(config: Config) -> bool:
+    """Whether the teacher is to be compared with a linear model, and not followed where that is
+    better.
+    """
+    return config.logits.must_beat_linear and any(s.loss.distils for s in config.students)
+
+
+def _was_tried(teacher: Path) -> bool:
+    """Whether the teacher in this folder was tried, and not trained in full."""
+    facts = teacher / "teacher.json"
+    return facts.exists() and bool(read_json(facts).get("tried"))
+
+
+def _refuse_tried(teachers: Sequence[Path]) -> None:
+    """Refuse answers that students would follow of a teacher that was tried alone."""
+    for teacher in teachers:
+        if _was_tried(teacher):
+            raise StageError(
+                f"{teacher} can't read the texts and was not trained in full, as a linear model "
+                "was better: give a model of the texts' language as teacher.model, or set "
+                "teacher.epochs to train this one; then run train-teacher again"
+            )
 
 
 def _say_if_not_wordpiece(config: Config, run: RunFolder) -> None:
@@ -242,12 +272,15 @@ def cache_logits(
         first: list[Filled] = []
         # Several writers have a share of validation each: none could tell. Nor is this teacher's
         # doubt one of the panel that it is to join.
-        alone = part == (1, 1) and not config.logits.teachers
+        alone, followed = part == (1, 1) and not config.logits.teachers, True
         if alone and config.logits.must_beat_linear:
             first = ask(("validation",))
             sources = [TeacherSource(folder=one.folder) for one in first]
-            if _doubt(config, run, prepared, sources) is not None:
-                splits = sorted({"validation", "test", *config.evaluate.splits})
+            followed = _doubt(config, run, prepared, sources) is None
+        if not followed:
+            splits = sorted({"validation", "test", *config.evaluate.splits})
+        elif part == (1, 1):
+            _refuse_tried(list(stamps))
         filled = [one.after(before) for one, before in zip_longest(ask(splits), first)]
     stamp = cache_stamp(config, run, [one.folder.name for one in filled])
     if not is_current(run.logits, stamp):  # so that a finished run can be read-only
@@ -332,9 +365,8 @@ def _doubt(
 
     Whoever is due: a twin that is made later reads by its student's vocabulary.
     """
-    followed = bool(sources) and any(student.loss.distils for student in config.students)
     linear = config.teacher.linear and not config.logits.teachers
-    if not (followed and config.logits.must_beat_linear) or linear:
+    if not sources or linear or not _is_compared(config):
         return None
     from bert_kd.logits.panel import open_panel
     from bert_kd.logits.reference import find_doubt

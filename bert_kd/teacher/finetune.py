@@ -54,16 +54,24 @@ from bert_kd.teacher.trainer import (
 MOST_UNKNOWN = 0.05
 """With a larger share of unknown wordpieces the teacher is told to be of another language."""
 UNREADABLE = 1 / 3
-"""With a larger share there is little that it could learn: with `epochs = "auto"` it trains just
-long enough to be compared with a linear model (`logits/reference.py`).
-"""
+"""With a larger share there is little that it could learn: it is tried first (`trial.py`)."""
+TRIED = "tried"
+"""In `teacher.json`: whether this teacher was tried and not trained any longer."""
 
 
 def finetune(
-    config: TeacherConfig, run: RunFolder, prepared: Prepared, folder: Path | None = None
+    config: TeacherConfig,
+    run: RunFolder,
+    prepared: Prepared,
+    folder: Path | None = None,
+    *,
+    trial: bool = False,
 ) -> dict[str, Any]:
     """Write one teacher's folder (None: `run.teacher`) and return the content of its
     `teacher.json`. Of an ensemble, this is one member.
+
+    With `trial` and `epochs = "auto"`, a teacher that can't read the texts learns from
+    `trainer.TRIED_EXAMPLES` alone.
 
     Raises TeacherError for a model, labels or settings that don't fit; the message says what to
     change.
@@ -79,20 +87,25 @@ def finetune(
     say(f"{folder.name} {config.model}, seed {config.seed}: {trainable.describe()}")
     # Twins start from them; of an ensemble all members have the same, and one is enough.
     before = trained_token_vectors(teacher.model) if folder == run.teacher else {}
-    prefix = Prefix(teacher.model, config.unfreeze.last_layers) if config.cache_prefix else None
     examples = _read(run, prepared, "train", teacher)
     validation = _read(run, prepared, "validation", teacher)
 
-    checkpoints = run.checkpoints_of(folder)
-    prepare_folder(checkpoints, _fingerprint(config, prepared))
-    checkpoint = last_whole(checkpoints)
-    readable = _unknown_share(teacher, examples.encoded) <= UNREADABLE
-    plan = Plan.of(config, len(examples.gold), readable=readable)
-    if plan.steps < Plan.of(config, len(examples.gold)).steps:
+    plan, tried = Plan.of(config, len(examples.gold)), False
+    if trial and _unknown_share(teacher, examples.encoded) > UNREADABLE:
+        short = Plan.of(config, len(examples.gold), trial=True)
+        plan, tried = short, short.steps < plan.steps
+    if tried:
         say(
-            f"it trains for {plan.steps:,} steps alone, enough to compare it with a linear model; "
-            "to train it on such texts all the same, set teacher.epochs"
+            f"it trains for {plan.steps:,} steps, after which a linear model is asked whether more "
+            "are worth it; to train it on such texts all the same, set teacher.epochs"
         )
+    identity = _fingerprint(config, prepared, tried)
+    checkpoints = run.checkpoints_of(folder)
+    prepare_folder(checkpoints, identity)
+    checkpoint = last_whole(checkpoints)
+    # A trial does not read every row: to keep the states of all would take longer than it does.
+    cached = config.cache_prefix and not tried
+    prefix = Prefix(teacher.model, config.unfreeze.last_layers) if cached else None
     if checkpoint is not None:
         say(f"resuming the teacher's training from step {checkpoint.step} of {plan.steps}")
     if checkpoint is None or not _is_over(checkpoint, config, plan):
@@ -102,7 +115,7 @@ def finetune(
                 {"train": examples.encoded, "validation": validation.encoded},
                 Padding.of(teacher.tokenizer),
                 run.prefix_of(folder),
-                _fingerprint(config, prepared),
+                identity,
                 bf16=bf16,
             )
             examples = replace(examples, states=found["train"])
@@ -135,6 +148,7 @@ def finetune(
         "best": next(entry for entry in history if entry["step"] == best_step),
         "history": history,
         "steps": checkpoint.step,
+        **({TRIED: True} if tried else {}),
         "cut": {"train": examples.encoded.cut, "validation": validation.encoded.cut},
         "data": {name: prepared.fingerprints[name] for name in ("train", "validation")},
         "seconds": round(time.monotonic() - started, 1),
@@ -202,15 +216,25 @@ def _read(run: RunFolder, prepared: Prepared, split: str, teacher: Teacher) -> E
 
 
 def _unknown_share(teacher: Teacher, encoded: Encoded) -> float:
-    """Return which share of the wordpieces the teacher has no entry for."""
-    return float((encoded.tokens.ids == teacher.tokenizer.unk_token_id).mean())
+    """Return which share of the texts' own wordpieces the teacher has no entry for."""
+    tokenizer = teacher.tokenizer
+    unknown = tokenizer.unk_token_id
+    added = {tokenizer.cls_token_id, tokenizer.sep_token_id}
+    added |= {tokenizer.bos_token_id, tokenizer.eos_token_id}
+    if unknown is None or unknown in added:  # no entry tells what is unknown
+        return 0.0
+    own = encoded.tokens.ids[
+        ~np.isin(encoded.tokens.ids, [one for one in added if one is not None])
+    ]
+    return float((own == unknown).mean()) if len(own) else 0.0
 
 
-def _fingerprint(config: TeacherConfig, prepared: Prepared) -> str:
+def _fingerprint(config: TeacherConfig, prepared: Prepared, tried: bool) -> str:
     """Return the fingerprint of all that a checkpoint depends on."""
     weights = fingerprint_base(config.model) or config.model
     data = {name: prepared.fingerprints[name] for name in ("train", "validation")}
-    return fingerprint(config.telling, weights, prepared.labels, prepared.pair, data)
+    about = (config.telling, weights, prepared.labels, prepared.pair, data)
+    return fingerprint(*about, TRIED) if tried else fingerprint(*about)
 
 
 def _history(state: dict[str, Any]) -> list[dict[str, float]]:

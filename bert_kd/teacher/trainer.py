@@ -48,7 +48,7 @@ SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_
 EXAMPLES, EPOCHS = 60_000, (3, 20)
 """What `epochs = "auto"` goes by: examples wanted, and the least and most epochs."""
 TRIED_EXAMPLES = 6_000
-"""The same, of texts that the teacher can't read."""
+"""Of a trial: see `trial.py`."""
 RATE, WIDTH = 2e-4, 384
 """What `learning_rate = "auto"` goes by: the rate for layers of this width. With half of it the
 offline BERT had learned too little of 52 classes after 60,000 examples.
@@ -78,11 +78,13 @@ class Plan:
     evaluations_per_epoch: int
 
     @staticmethod
-    def of(config: TeacherConfig, rows: int, *, readable: bool = True) -> Plan:
-        """Return the plan for a training set of `rows` rows, which the teacher can read or not."""
+    def of(config: TeacherConfig, rows: int, *, trial: bool = False) -> Plan:
+        """Return the plan for a training set of `rows` rows; a `trial` of `epochs = "auto"` is
+        short.
+        """
         batches = math.ceil(rows / config.batch_size)
         per_epoch = math.ceil(batches / config.gradient_accumulation)
-        epochs = _enough(rows, readable) if config.epochs == "auto" else config.epochs
+        epochs = _enough(rows, trial) if config.epochs == "auto" else config.epochs
         return Plan(math.ceil(epochs * per_epoch), per_epoch, config.evaluations_per_epoch)
 
     def evaluates_after(self, step: int) -> bool:
@@ -91,13 +93,13 @@ class Plan:
         return step >= self.steps or step * parts // per_epoch > (step - 1) * parts // per_epoch
 
 
-def _enough(rows: int, readable: bool) -> float:
-    """Return how many epochs over `rows` rows bring `EXAMPLES` examples, within `EPOCHS`; of texts
-    that can't be read, how many bring `TRIED_EXAMPLES`, if these are fewer.
+def _enough(rows: int, trial: bool) -> float:
+    """Return how many epochs over `rows` rows bring `EXAMPLES` examples, within `EPOCHS`; of a
+    trial, how many bring `TRIED_EXAMPLES`, if these are fewer.
     """
     least, most = EPOCHS
     epochs = min(max(math.ceil(EXAMPLES / rows), least), most)
-    return epochs if readable else min(epochs, TRIED_EXAMPLES / rows)
+    return min(epochs, TRIED_EXAMPLES / rows) if trial else epochs
 
 
 def learning_rate(config: TeacherConfig, model: PreTrainedModel) -> float:

@@ -180,6 +180,33 @@ def test_a_teacher_that_will_not_be_followed_is_not_asked_at_length(
     assert stages.cache_logits(followed).computed > sum(counts.values()) / 2
 
 
+def test_a_teacher_that_cannot_read_the_texts_is_followed_only_if_trained_in_full(
+    tmp_path: Path, tiny_overrides: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("bert_kd.teacher.trainer.TRIED_EXAMPLES", 8)
+    for split, rows in (("train", 60), ("validation", 40), ("test", 40)):
+        lines = [f"{'好差'[row % 2]}房{split}{row}\t{'ab'[row % 2]}" for row in range(rows)]
+        (tmp_path / f"{split}.tsv").write_text("\n".join(["text\tlabel", *lines]), "utf-8")
+    data = [f"data.source={tmp_path}", "data.transfer=[]", "augment.views=0"]
+    model = ["teacher.epochs=auto", "students.base.vocabulary.kind=auto"]
+    overrides = [*tiny_overrides, *data, *model, f"run={tmp_path / 'run'}"]
+    doubtful = load_config(CONFIGS / "tiny.toml", [*overrides, "logits.must_beat_linear=true"])
+    stages.prepare_data(doubtful)
+    assert stages.train_teacher(doubtful)["tried"]
+    assert stages.train_teacher(doubtful)["tried"]  # it is current
+    stages.cache_logits(doubtful)
+    stages.train_students(doubtful)
+    report = stages.evaluate(doubtful)
+    assert any("tried with few examples" in note for note in report.notes)
+
+    followed = load_config(CONFIGS / "tiny.toml", overrides)
+    with pytest.raises(StageError, match="can't read the texts .* set teacher.epochs"):
+        stages.cache_logits(followed)
+    facts = stages.train_teacher(followed)
+    assert "tried" not in facts and facts["steps"] > 8
+    assert stages.cache_logits(followed).rows == 140
+
+
 def identify_of(run: RunFolder) -> str:
     from bert_kd.data.prepare import load_prepared
 

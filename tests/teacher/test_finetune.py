@@ -110,28 +110,13 @@ def test_a_teacher_of_another_language_is_said_to_be_one(base, run, capfd):
     assert "are unknown to the teacher" in capfd.readouterr().err
 
 
-def test_a_teacher_that_cannot_read_the_texts_is_trained_to_be_judged_alone(
-    base, run, capfd, monkeypatch
-):
-    texts = [f"房间很大 {number}" for number in range(16)]
-    rows = as_rows(texts, np.arange(16) % 2)
-    prepared = write_data(run, {"train": rows, "validation": rows})
-    monkeypatch.setattr("bert_kd.teacher.trainer.TRIED_EXAMPLES", 24)
-    alone = finetune(settings(base, epochs="auto"), run, prepared)
-    assert alone["steps"] == 3  # of 8 rows
-    assert "it trains for 3 steps alone" in capfd.readouterr().err
-    asked = finetune(settings(base, epochs=3), run, prepared)
-    assert asked["steps"] == 6
-    assert "steps alone" not in capfd.readouterr().err
-
-
 @pytest.mark.parametrize(("rows", "steps"), [(100, 80), (30_000, 188)])
-def test_of_texts_that_it_cannot_read_it_sees_as_many_examples_at_most(rows: int, steps: int):
+def test_a_trial_sees_as_many_examples_at_most(rows: int, steps: int):
     config = TeacherConfig(epochs="auto", batch_size=32)
-    assert Plan.of(config, rows, readable=False).steps == steps
+    assert Plan.of(config, rows, trial=True).steps == steps
     assert Plan.of(config, rows).steps >= steps
     numbered = TeacherConfig(epochs=3, batch_size=32)
-    assert Plan.of(numbered, rows, readable=False) == Plan.of(numbered, rows)
+    assert Plan.of(numbered, rows, trial=True) == Plan.of(numbered, rows)
 
 
 @pytest.mark.parametrize("rows", [8, 13, 21])
