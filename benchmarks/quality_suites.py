@@ -285,11 +285,10 @@ _ALL = (
         "mrpc.toml",
         "mrpc",
         notes=(
-            "What limits the student: its teachers know train and its views by heart, so that "
-            "their answers are the gold labels again. Answers of teachers that had not seen a row "
-            "(four parts of train, each answered by a teacher of the other three) gave a better "
-            "likelihood on validation and no better accuracy, which points to the student, that "
-            "reads the two sentences apart, as the limit.",
+            "The teachers know train by heart, so that what they bring comes of its views. Answers "
+            "of teachers that had not seen a row (four parts of train, each answered by a teacher "
+            "of the other three; tried with teacher.pooling = cls) gave a better likelihood on "
+            "validation and no better accuracy.",
         ),
         curve=curves((2, 4, 8, 16)),
         teachers=teachers((1e-4, 4e-4), (3, 10)),
