@@ -35,6 +35,7 @@ from bert_kd.logits.calibration import Calibration
 from bert_kd.logits.panel import Panel, open_panel
 from bert_kd.progress import progress, say
 from bert_kd.store import RunFolder, Stamp, read_json
+from bert_kd.teacher.card import was_tried
 from bert_kd.timing import with_speed
 
 if TYPE_CHECKING:
@@ -106,10 +107,10 @@ def assess(
         f"The teacher was not followed: {doubt}. Students learned from that linear model instead."
         for doubt in doubts
     )
-    if doubts and run.teacher_facts.exists() and read_json(run.teacher_facts).get("tried"):
+    if doubts and was_tried(run.teacher):
         notes.append(
-            "It can't read over a third of the texts' wordpieces, so it was tried with few "
-            "examples and trained no longer."
+            "The teacher can't read over a third of the texts' wordpieces, so it was tried with "
+            "few examples and trained no longer."
         )
     if models[0].ensemble:
         notes.append(_about_ensemble(models[0], shown))

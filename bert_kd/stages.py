@@ -36,6 +36,7 @@ from bert_kd.provenance import (
 )
 from bert_kd.standing import NO_WISHES, Wishes, is_current, require, stands
 from bert_kd.store import RunFolder, Stamp, read_json
+from bert_kd.teacher.card import was_tried
 
 if TYPE_CHECKING:
     from bert_kd.data.prepare import Prepared
@@ -155,7 +156,7 @@ def train_teacher(config: Config, wishes: Wishes = NO_WISHES) -> dict[str, Any]:
         due = [folder for folder, stamp in stamps.items() if not stands(folder, stamp, wishes)]
     compared = _is_compared(config)
     if not compared:  # those that are not trained in full stand for nobody
-        due += [folder for folder in stamps if folder not in due and _was_tried(folder)]
+        due += [folder for folder in stamps if folder not in due and was_tried(folder)]
     if due:
         from bert_kd.teacher.finetune import finetune
         from bert_kd.teacher.trial import finetune_if_worth_it
@@ -163,7 +164,7 @@ def train_teacher(config: Config, wishes: Wishes = NO_WISHES) -> dict[str, Any]:
         make = finetune_if_worth_it if compared else finetune
         with alone_in(run.root, "training a teacher"):
             for folder, member in zip(stamps, config.teacher.members, strict=True):
-                made = is_current(folder, stamps[folder]) and (compared or not _was_tried(folder))
+                made = is_current(folder, stamps[folder]) and (compared or not was_tried(folder))
                 if folder not in due or (not forced and made):
                     continue  # the second: another process has made it meanwhile
                 make(member, run, prepared, folder)
@@ -180,16 +181,10 @@ def _is_compared(config: Config) -> bool:
     return config.logits.must_beat_linear and any(s.loss.distils for s in config.students)
 
 
-def _was_tried(teacher: Path) -> bool:
-    """Whether the teacher in this folder was tried, and not trained in full."""
-    facts = teacher / "teacher.json"
-    return facts.exists() and bool(read_json(facts).get("tried"))
-
-
 def _refuse_tried(teachers: Sequence[Path]) -> None:
     """Refuse answers that students would follow of a teacher that was tried alone."""
     for teacher in teachers:
-        if _was_tried(teacher):
+        if was_tried(teacher):
             raise StageError(
                 f"{teacher} can't read the texts and was not trained in full, as a linear model "
                 "was better: give a model of the texts' language as teacher.model, or set "

@@ -16,6 +16,8 @@ from bert_kd.store import fingerprint, fingerprint_files, read_json
 Pooling = Literal["cls", "mean"]
 
 CARD = "teacher.json"
+TRIED = "tried"
+"""In it: whether this teacher was tried and not trained in full (`trial.py`)."""
 TOKENIZER_FILES = (
     "tokenizer",
     "vocab",
@@ -43,6 +45,11 @@ class Card:
     head_units: int = 0
     column_order: tuple[int, ...] | None = None
     pooling: Pooling = "cls"
+
+
+def was_tried(folder: Path) -> bool:
+    """Whether the teacher in this folder, if there is one, was tried and not trained in full."""
+    return (folder / CARD).exists() and bool(read_json(folder / CARD).get(TRIED))
 
 
 def read_card(folder: Path) -> Card:

@@ -29,7 +29,7 @@ from bert_kd.progress import clock, progress, say
 from bert_kd.scores import GREATER_IS_BETTER
 from bert_kd.store import RunFolder, fingerprint
 from bert_kd.teacher.base import WEIGHTS, fingerprint_base
-from bert_kd.teacher.card import Card
+from bert_kd.teacher.card import TRIED, Card
 from bert_kd.teacher.checkpoints import Checkpoint, last_whole, prepare_folder
 from bert_kd.teacher.encoding import Encoded, Padding, encode
 from bert_kd.teacher.model import (
@@ -55,8 +55,6 @@ MOST_UNKNOWN = 0.05
 """With a larger share of unknown wordpieces the teacher is told to be of another language."""
 UNREADABLE = 1 / 3
 """With a larger share there is little that it could learn: it is tried first (`trial.py`)."""
-TRIED = "tried"
-"""In `teacher.json`: whether this teacher was tried and not trained any longer."""
 
 
 def finetune(

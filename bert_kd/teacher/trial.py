@@ -19,7 +19,8 @@ from bert_kd.logits.reference import Reference, compare_with_linear
 from bert_kd.progress import say
 from bert_kd.store import RunFolder
 from bert_kd.teacher.answer import answer
-from bert_kd.teacher.finetune import TRIED, finetune
+from bert_kd.teacher.card import TRIED
+from bert_kd.teacher.finetune import finetune
 from bert_kd.teacher.model import open_teacher
 
 MOST_ROWS = 2_000

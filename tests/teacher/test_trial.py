@@ -13,7 +13,8 @@ from bert_kd.data.prepare import Prepared
 from bert_kd.store import RunFolder
 from bert_kd.teacher import finetune as finetuning
 from bert_kd.teacher import trial
-from bert_kd.teacher.finetune import TRIED, finetune
+from bert_kd.teacher.card import TRIED
+from bert_kd.teacher.finetune import finetune
 from bert_kd.teacher.trainer import Plan
 from bert_kd.teacher.trial import finetune_if_worth_it
 
