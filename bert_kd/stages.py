@@ -274,7 +274,7 @@ def cache_logits(
             followed = _doubt(config, run, prepared, sources) is None
         if not followed:
             splits = sorted({"validation", "test", *config.evaluate.splits})
-        elif part == (1, 1):
+        elif part == (1, 1) or not _is_compared(config):
             _refuse_tried(list(stamps))
         filled = [one.after(before) for one, before in zip_longest(ask(splits), first)]
     stamp = cache_stamp(config, run, [one.folder.name for one in filled])
@@ -317,6 +317,9 @@ def train_students(config: Config, wishes: Wishes = NO_WISHES) -> dict[str, dict
         from bert_kd.student.lesson import prepare_lesson, teach
 
         instead = _doubt(config, run, prepared, sources)
+        distils = any(member.config.loss.distils for member in due)
+        if instead is None and distils and not config.logits.teachers:
+            _refuse_tried(list(teacher_stamps(config, run, prepared)))
         for student in config.students:
             mine = [member for member in due if member.config.name == student.name]
             if not mine:

@@ -200,8 +200,16 @@ def test_a_teacher_that_cannot_read_the_texts_is_followed_only_if_trained_in_ful
     assert any("tried with few examples" in note for note in report.notes)
 
     followed = load_config(CONFIGS / "tiny.toml", overrides)
-    with pytest.raises(StageError, match="can't read the texts .* set teacher.epochs"):
-        stages.cache_logits(followed)
+    refused = "can't read the texts .* set teacher.epochs"
+    for part in ((1, 1), (1, 2)):
+        with pytest.raises(StageError, match=refused):
+            stages.cache_logits(followed, part=part)
+    # Nor where the comparison of all validation rows comes out otherwise.
+    shutil.rmtree(RunFolder(doubtful.run).student("base-seed17"))
+    with monkeypatch.context() as patched:
+        patched.setattr("bert_kd.logits.reference.find_doubt", lambda *given: None)
+        with pytest.raises(StageError, match=refused):
+            stages.train_students(doubtful)
     facts = stages.train_teacher(followed)
     assert "tried" not in facts and facts["steps"] > 8
     assert stages.cache_logits(followed).rows == 140
