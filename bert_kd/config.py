@@ -367,8 +367,8 @@ class EmbeddingConfig(Section):
     start: Literal["random", "teacher", "words", "file"] = "teacher"
     """`teacher`: its token vectors reduced by PCA; `words`: what it makes of each wordpiece on its
     own, likewise (cached with its logits); `file`: word vectors in GloVe, word2vec or fastText text
-    format. Twins have of the first two the token vectors of the model that the teacher was made
-    from.
+    format; a Chinese word that it lacks has the mean of its characters' vectors. Twins have of the
+    first two the token vectors of the model that the teacher was made from.
     """
     file: Place | None = None
     freeze: bool = False

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO, cast
@@ -20,7 +20,7 @@ from bert_kd.config import EmbeddingConfig
 from bert_kd.errors import StudentError
 from bert_kd.logits.word_vectors import read_word_vectors
 from bert_kd.store import read_json
-from bert_kd.student.vocabulary import PREFIX, SPECIAL
+from bert_kd.student.vocabulary import HAN_RUN, PREFIX, SPECIAL
 
 Vectors = npt.NDArray[np.float32]
 
@@ -162,12 +162,44 @@ def _reduced(
 
 
 def _read_word_vectors(path: Path, vocabulary: dict[str, int], size: int) -> dict[int, Vectors]:
-    """Read `word v1 v2 …` lines for the words of the vocabulary; a first line `count size` is
-    skipped.
+    """Return for each entry of the vocabulary that the file knows its vector [size].
+
+    A Chinese entry, the beginning of a word or not, that the file lacks has the mean of the vectors
+    of its characters, where all have one.
+    """
+    chinese = {
+        entry: surface
+        for entry in vocabulary
+        if HAN_RUN.fullmatch(surface := entry.removeprefix(PREFIX))
+    }
+    wanted = {part for surface in chinese.values() for part in (surface, *surface)}
+    found: dict[int, Vectors] = {}
+    parts: dict[str, Vectors] = {}  # of Chinese words and characters
+    for word, values in _word_vectors(path, size, {*vocabulary, *wanted}):
+        row = vocabulary.get(word, vocabulary.get(word.lower()))
+        if row is not None and (row not in found or word in vocabulary):
+            found[row] = values
+        if word in wanted:
+            parts[word] = values
+    for entry, surface in chinese.items():
+        row = vocabulary[entry]
+        if row in found:
+            continue
+        if surface in parts:
+            found[row] = parts[surface]
+        elif all(character in parts for character in surface):
+            found[row] = np.mean([parts[character] for character in surface], axis=0)
+    if not found:
+        raise StudentError(f"{path} has a vector for none of the {len(vocabulary)} entries")
+    return found
+
+
+def _word_vectors(path: Path, size: int, words: Container[str]) -> Iterator[tuple[str, Vectors]]:
+    """Read `word v1 v2 …` lines, a first line `count size` aside; yield those of `words`, which are
+    also found by their lower case.
     """
     if not path.is_file():
         raise StudentError(f"the word vectors {path} do not exist: check students.embedding.file")
-    found: dict[int, Vectors] = {}
     for number, line in enumerate(_lines(path), start=1):
         if not line.strip():
             continue
@@ -181,15 +213,11 @@ def _read_word_vectors(path: Path, vocabulary: dict[str, int], size: int) -> dic
                 f"{path}, line {number}: {len(parts) - 1} values, but students.embedding.size is "
                 f"{size}: set it to the file's"
             )
-        row = vocabulary.get(word, vocabulary.get(word.lower()))
-        if row is not None and (row not in found or word in vocabulary):
+        if word in words or word.lower() in words:
             try:
-                found[row] = np.array(values, dtype=np.float32)
+                yield word, np.array(values, dtype=np.float32)
             except ValueError:
                 raise StudentError(f"{path}, line {number}: a value is not a number") from None
-    if not found:
-        raise StudentError(f"{path} has a vector for none of the {len(vocabulary)} entries")
-    return found
 
 
 def _lines(path: Path) -> Iterator[str]:

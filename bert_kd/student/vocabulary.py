@@ -29,7 +29,7 @@ TRIED_TEXTS, MOST_UNKNOWN = 2000, 0.02
 """A teacher's WordPiece knows a data set where no larger share of the tokens of so many texts is
 unknown to it.
 """
-HAN = re.compile("[㐀-䶿一-鿿]")
+HAN, HAN_RUN = re.compile("[㐀-䶿一-鿿]"), re.compile("[㐀-䶿一-鿿]+")
 MOST_HAN = 0.5
 """Of letters: a larger share of Chinese characters, and each of them is a word. Of 12,000 headlines
 a student learned more by its characters than by byte pairs, of which most occur a few times.

@@ -87,6 +87,28 @@ def test_word_vector_files_are_read(tmp_path: Path, header: str, zipped: bool):
     np.testing.assert_allclose(film - good, expected, rtol=1e-5)
 
 
+def test_a_chinese_entry_has_the_mean_of_its_characters(tmp_path: Path):
+    path = tmp_path / "characters.txt"
+    path.write_text("房 1 2\n价 3 6\n股 5 0\n股市 9 9\n", encoding="utf-8")
+    config = EmbeddingConfig(size=2, start="file", file=path)
+    texts = ["房价", "看房价", "股市", "看股市", "跌股市", "涨股市"] * 5
+    tokenizer = build_tokenizer(VocabularyConfig(kind="bpe"), texts, None)
+    vocabulary, start = tokenizer.get_vocab(), start_vectors(config, tokenizer, None, None, seed=1)
+
+    def of(entry: str) -> np.ndarray:
+        return start.vectors[vocabulary[entry]]
+
+    scale = (of("价") - of("房")) / [2, 4]
+    assert scale == pytest.approx(scale[0])
+    np.testing.assert_array_equal(of("##房"), of("房"))  # within a word as at its start
+    np.testing.assert_allclose(of("房价"), (of("房") + of("价")) / 2, rtol=1e-5)
+    np.testing.assert_array_equal(of("##股市"), of("股市"))  # the file's own
+    np.testing.assert_allclose(of("股市") - of("房"), [8, 7] * scale, rtol=1e-5)
+    known = {"房", "价", "股", "房价", "股市"}
+    assert start.found == sum(entry.removeprefix("##") in known for entry in vocabulary)
+    assert "涨" in vocabulary  # not in the file: starts at random
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
